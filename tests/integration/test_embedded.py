@@ -1,0 +1,79 @@
+"""The embedded servers: real, on loopback only, behind passwords."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+import psycopg
+import pytest
+from redis import AuthenticationError, Redis
+
+from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey
+from cluster.processes import UNPRIVILEGED, left_over
+
+
+def test_each_database_is_migrated_and_its_own(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("SELECT current_user, current_setting('server_version_num')::int").fetchone()
+        assert row is not None
+        assert row[0] == "zapis"
+        assert row[1] >= 150_000
+        assert connection.execute("SELECT count(*) FROM calendar").fetchone() == (0,)
+
+
+def test_postgres_asks_for_a_password(postgres: EmbeddedPostgres) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(f"postgresql://zapis@127.0.0.1:{postgres.port}/zapis").close()
+
+
+def test_valkey_asks_for_a_password(valkey: EmbeddedValkey) -> None:
+    with Redis.from_url(valkey.url) as redis:
+        assert redis.ping()
+        assert redis.config_get("appendonly") == {"appendonly": "yes"}
+    with Redis(port=valkey.port) as stranger, pytest.raises(AuthenticationError):
+        stranger.ping()
+
+
+@pytest.mark.parametrize("name", ["postgres", "valkey", "ray_cluster"])
+def test_servers_listen_on_loopback_only(name: str, request: pytest.FixtureRequest) -> None:
+    server: EmbeddedServer = request.getfixturevalue(name)
+    listening = [
+        connection.laddr.ip
+        for process in left_over(server.data.path, server.name)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("name", ["postgres", "valkey"])
+def test_servers_are_never_root(name: str, request: pytest.FixtureRequest) -> None:
+    server: EmbeddedServer = request.getfixturevalue(name)
+    users = {process.uids().effective for process in left_over(server.data.path, server.name)}
+    assert users == {UNPRIVILEGED if psutil.Process().uids().effective == 0 else psutil.Process().uids().effective}
+
+
+def test_secrets_are_for_their_owner_only(postgres: EmbeddedPostgres, valkey: EmbeddedValkey) -> None:
+    assert postgres.port != valkey.port
+    for name in ("secrets.json", "valkey/valkey.conf"):
+        assert (postgres.data.path / name).stat().st_mode & 0o077 == 0
+
+
+def test_no_password_is_on_a_command_line(postgres: EmbeddedPostgres, valkey: EmbeddedValkey) -> None:
+    secrets = [postgres.data.secret(name) for name in ("postgres_zapis", "postgres_superuser", "valkey")]
+    for process in left_over(postgres.data.path):
+        assert not any(secret in " ".join(process.cmdline()) for secret in secrets)
+
+
+def test_a_taken_port_is_left_to_whoever_has_it(postgres: EmbeddedPostgres) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        assert postgres.data.port("elsewhere") != taken
+
+
+async def test_ray_takes_commands_only_with_the_token(ray_cluster: EmbeddedRay) -> None:
+    token_path = ray_cluster.data.path / "ray.token"
+    assert token_path.stat().st_mode & 0o077 == 0
+    assert ray_cluster.client_environment["RAY_AUTH_MODE"] == "token"
