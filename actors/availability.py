@@ -35,7 +35,8 @@ RULES_PER_TEMPLATE_MAX = 100
 TEMPLATES_MAX = 100
 DAYS_MAX = 366
 CANDIDATES_MAX = 100_000
-ID_LENGTH_MAX = 64
+ID_LENGTH_MAX = 200  # a clinic file that is being checked has names for ids
+ZONE_LENGTH_MAX = 64
 
 # Days outside cannot be reckoned safely: an instant near the ends of the calendar has no counterpart in every zone.
 FIRST_DAY = date(1900, 1, 1)
@@ -197,13 +198,13 @@ def zone(name: str) -> ZoneInfo:
     Raises:
         ValueError: there is none. Names that stand for this machine's own settings, or for no place, are none.
     """
-    known = len(name) <= ID_LENGTH_MAX and _ZONE_NAME.fullmatch(name) and not name.startswith(_NOT_PLACES)
+    known = len(name) <= ZONE_LENGTH_MAX and _ZONE_NAME.fullmatch(name) and not name.startswith(_NOT_PLACES)
     try:
         if known:
             return ZoneInfo(name)
     except (LookupError, OSError, ValueError):
         pass  # What ZoneInfo raises depends on what it stumbles over: no file, a directory, a file that is no zone.
-    raise ValueError(f"timezone: {name[:ID_LENGTH_MAX]!r} is not the name of a time zone, such as Europe/Berlin")
+    raise ValueError(f"timezone: {name[:ZONE_LENGTH_MAX]!r} is not the name of a time zone, such as Europe/Berlin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,913 @@
+"""A doctor's calendar: its state, what it decides and how events change it. Pure.
+
+``decide`` answers a command with events or a rejection and changes nothing; ``evolve`` applies one event and decides
+nothing. Both take everything they need, the time included, and never wait. ``calendar_actor`` is the shell around them.
+
+A slot reads as (the first that is true): ``cancelled``, ``blocked`` (by hand or by a closure), ``booked``, ``held``
+(by a hold that has not ended, or reserved for a move), ``free``. An appointment is *displaced* while it is live and its
+slot is blocked or cancelled; both are derived, never stored twice.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, assert_never
+
+from actors import messages
+from actors.errors import (
+    AlreadyArrived,
+    HoldExpiredRejection,
+    NotFound,
+    NotLive,
+    PatientOverlap,
+    Rejection,
+    SlotTaken,
+    SlotUnavailable,
+    TooEarly,
+    VersionConflict,
+)
+from actors.messages import (
+    AppointmentBooked,
+    AppointmentCancelled,
+    AppointmentFulfilled,
+    AppointmentMovedIn,
+    AppointmentMovedOut,
+    AppointmentRescheduled,
+    AppointmentState,
+    AppointmentStatus,
+    CalendarClosed,
+    ClosureRemoved,
+    Command,
+    Event,
+    HoldExpired,
+    HoldReleased,
+    MoveRefused,
+    MoveReserved,
+    NewSlot,
+    PatientArrived,
+    PatientMissed,
+    ReservationReleased,
+    SlotBlocked,
+    SlotCancelled,
+    SlotHeld,
+    SlotsPublished,
+    SlotUnblocked,
+    Touched,
+    Window,
+)
+from actors.policy import Policy
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Hold:
+    """A slot kept for one user until ``expires_at``; past it, it reads as absent."""
+
+    id: str
+    slot_id: str
+    user_id: str
+    expires_at: datetime
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Slot:
+    """``[start, end)`` at a location, and who has it."""
+
+    id: str
+    start: datetime
+    end: datetime
+    location_id: str
+    service_id: str | None
+    blocked: bool = False
+    cancelled: bool = False
+    closures: int = 0
+    """How many closures cover it."""
+    appointment_id: str | None = None
+    hold: Hold | None = None
+    move_id: str | None = None
+    """Reserved for an appointment that is to come from another calendar."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody can take it, whoever has it now."""
+        return self.cancelled or self.blocked or self.closures > 0
+
+    @property
+    def status(self) -> str:
+        """What it reads as, were its hold not past its time."""
+        if self.cancelled:
+            return "cancelled"
+        if self.blocked or self.closures:
+            return "blocked"
+        if self.appointment_id is not None:
+            return "booked"
+        if self.move_id is not None or self.hold is not None:
+            return "held"
+        return "free"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Reservation:
+    """A slot kept for a move, until the move's outcome is known."""
+
+    move_id: str
+    slot_id: str
+    appointment_id: str
+    moved: AppointmentState | None = None
+    """Found at activation: the source has let it go, it is to be taken in."""
+    aborted: bool = False
+    """Found at activation: the source refused, the slot is to be released."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """A live appointment of a patient in some other calendar."""
+
+    appointment_id: str
+    doctor_id: str
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What only the database can see, found after it refused a batch: used to decide the batch again."""
+
+    busy: Mapping[str, Sequence[Busy]] = field(default_factory=dict)
+    """Live appointments by patient; a calendar ignores its own."""
+    holds: Mapping[str, Sequence[tuple[str, datetime]]] = field(default_factory=dict)
+    """Holds by user: the calendar's doctor and the end."""
+    moves: Mapping[str, str] = field(default_factory=dict)
+    """States of moves by id."""
+
+
+NO_FACTS = Facts()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What a command leads to: events, and either an answer or a rejection.
+
+    A rejection with events is a refusal that must be remembered: a move that its source refuses.
+    """
+
+    events: tuple[Event, ...] = ()
+    appointment_id: str | None = None
+    """The answer is this appointment, as it is after the events."""
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    """The answer, where it is no appointment."""
+    rejection: Rejection | None = None
+
+
+class Changes:
+    """Ids of what events touched since the last ``take``: what the journal has to write, once for each."""
+
+    __slots__ = ("appointments", "closures", "holds", "moved_out", "slots", "slots_published")
+
+    def __init__(self) -> None:
+        self.slots: set[str] = set()
+        self.slots_published: set[str] = set()
+        self.holds: set[str] = set()
+        self.appointments: set[str] = set()
+        self.closures: set[str] = set()
+        self.moved_out: dict[str, AppointmentMovedOut] = {}
+
+
+class Calendar:
+    """The state of one doctor's calendar from a day on: changed by ``evolve`` alone."""
+
+    __slots__ = (
+        "appointments",
+        "by_patient",
+        "by_start",
+        "changes",
+        "closed_by",
+        "closures",
+        "displaced",
+        "doctor_id",
+        "holds",
+        "last_event_at",
+        "reservations",
+        "sequence",
+        "slots",
+    )
+
+    def __init__(self, doctor_id: str, *, sequence: int = 0, last_event_at: datetime | None = None) -> None:
+        self.doctor_id = doctor_id
+        self.sequence = sequence
+        self.last_event_at = last_event_at
+        self.slots: dict[str, Slot] = {}
+        self.by_start: list[Slot] = []
+        """Slots that are not cancelled, by start; they never overlap."""
+        self.holds: dict[str, Hold] = {}
+        self.appointments: dict[str, AppointmentState] = {}
+        self.by_patient: dict[str, list[str]] = {}
+        """Live appointments of each patient."""
+        self.displaced: set[str] = set()
+        self.closures: dict[str, tuple[Window, ...]] = {}
+        self.closed_by: dict[str, str] = {}
+        """Who entered each closure."""
+        self.reservations: dict[str, Reservation] = {}
+        self.changes = Changes()
+
+    # Loading: what the tables hold, put in place without events.
+
+    def put_slot(self, slot: Slot) -> None:
+        """Add a slot; closures that cover it are counted in."""
+        slot.closures = sum(_covers(windows, slot) for windows in self.closures.values())
+        self.slots[slot.id] = slot
+        if not slot.cancelled:
+            insort(self.by_start, slot, key=_start)
+
+    def put_closure(self, closure_id: str, windows: tuple[Window, ...], created_by: str) -> int:
+        """Add a closure; returns how many slots it covers."""
+        self.closures[closure_id] = windows
+        self.closed_by[closure_id] = created_by
+        covered = 0
+        for slot in self.slots_in(windows):
+            slot.closures += 1
+            covered += 1
+        return covered
+
+    def put_hold(self, hold: Hold) -> None:
+        """Add a hold to its slot."""
+        self.holds[hold.id] = hold
+        self.slots[hold.slot_id].hold = hold
+
+    def put_appointment(self, appointment: AppointmentState) -> None:
+        """Add an appointment, or replace it by its next version."""
+        previous = self.appointments.get(appointment.id)
+        if previous is not None:
+            self._leave_slot(previous)
+        self.appointments[appointment.id] = appointment
+        if not appointment.status.live:
+            return
+        self.by_patient.setdefault(appointment.patient_id, []).append(appointment.id)
+        slot = self.slots.get(appointment.slot_id)
+        if slot is not None:
+            slot.appointment_id = appointment.id
+            if slot.closed:
+                self.displaced.add(appointment.id)
+
+    def put_reservation(self, reservation: Reservation) -> None:
+        """Keep a slot for a move."""
+        self.reservations[reservation.move_id] = reservation
+        self.slots[reservation.slot_id].move_id = reservation.move_id
+
+    # Reading
+
+    def slots_in(self, windows: Iterable[Window]) -> Iterator[Slot]:
+        """The slots, not cancelled, that any of the windows overlaps, each once."""
+        seen: set[str] = set()
+        for window in windows:
+            index = bisect_left(self.by_start, window.start, key=_start)
+            index = max(0, index - 1)
+            for slot in self.by_start[index:]:
+                if slot.start >= window.end:
+                    break
+                if slot.id not in seen and _covers((window,), slot):
+                    seen.add(slot.id)
+                    yield slot
+
+    def holds_ended(self, now: datetime) -> list[Hold]:
+        """The holds that are past their time and not yet said to be."""
+        return [hold for hold in self.holds.values() if hold.expires_at <= now]
+
+    def appointment_plain(self, appointment_id: str) -> dict[str, Any]:
+        """An appointment as plain data, as answers carry it."""
+        appointment = self.appointments[appointment_id]
+        return appointment_plain(appointment, doctor_id=self.doctor_id, displaced=appointment_id in self.displaced)
+
+    # Changing
+
+    def _leave_slot(self, appointment: AppointmentState) -> None:
+        if not appointment.status.live:
+            return
+        self.displaced.discard(appointment.id)
+        siblings = self.by_patient[appointment.patient_id]
+        siblings.remove(appointment.id)
+        if not siblings:
+            del self.by_patient[appointment.patient_id]
+        slot = self.slots.get(appointment.slot_id)
+        if slot is not None and slot.appointment_id == appointment.id:
+            slot.appointment_id = None
+            self.changes.slots.add(slot.id)
+
+    def _remove_appointment(self, appointment_id: str) -> None:
+        self._leave_slot(self.appointments.pop(appointment_id))
+
+    def _drop_hold(self, slot: Slot) -> None:
+        if slot.hold is not None:
+            del self.holds[slot.hold.id]
+            self.changes.holds.add(slot.hold.id)
+            self.changes.slots.add(slot.id)
+            slot.hold = None
+
+
+def decide(calendar: Calendar, command: Command, now: datetime, policy: Policy, facts: Facts = NO_FACTS) -> Decision:
+    """What the command leads to at ``now``; changes nothing.
+
+    Raises:
+        Rejection: the command is refused and nothing needs to be remembered of it.
+    """
+    match command:
+        case messages.HoldSlot():
+            return _hold_slot(calendar, command, now, policy, facts)
+        case messages.ReleaseHold():
+            hold = calendar.holds.get(command.hold_id)
+            if hold is None or hold.user_id != command.requester.user_id or hold.expires_at <= now:
+                raise NotFound
+            return Decision(events=(HoldReleased(hold_id=hold.id, slot_id=hold.slot_id),))
+        case messages.BookAppointment():
+            return _book(calendar, command, now, policy, facts)
+        case messages.RescheduleAppointment():
+            return _reschedule(calendar, command, now, policy, facts)
+        case messages.CancelAppointment():
+            return _cancel(calendar, command, now, policy)
+        case messages.RecordArrival():
+            appointment = _waiting(calendar, command.appointment_id, command.if_version)
+            return _changed(PatientArrived(appointment_id=appointment.id, version=appointment.version + 1))
+        case messages.FulfilAppointment():
+            appointment = _live(calendar, command.appointment_id, command.if_version)
+            if appointment.start > now:
+                raise TooEarly
+            return _changed(AppointmentFulfilled(appointment_id=appointment.id, version=appointment.version + 1))
+        case messages.RecordNoShow():
+            appointment = _waiting(calendar, command.appointment_id, command.if_version)
+            if appointment.start > now:
+                raise TooEarly
+            return _changed(PatientMissed(appointment_id=appointment.id, version=appointment.version + 1))
+        case messages.PublishSlots():
+            return _publish(calendar, command, now)
+        case messages.CloseCalendar():
+            return _close(calendar, command)
+        case messages.RemoveClosure():
+            return _remove_closure(calendar, command)
+        case messages.BlockSlot():
+            slot = _open_slot(calendar, command.slot_id)
+            events: tuple[Event, ...] = ()
+            if not slot.blocked:
+                events = (SlotBlocked(slot_id=slot.id, displaced=_newly_displaced(calendar, (slot,))),)
+            return Decision(events=events, answer={"slot": _slot_plain(slot, status="blocked")})
+        case messages.UnblockSlot():
+            slot = _open_slot(calendar, command.slot_id)
+            if not slot.blocked:
+                return Decision(answer={"slot": _slot_plain(slot)})
+            restored = () if slot.closures else _live_in(calendar, (slot,))
+            status = "blocked" if slot.closures else "booked" if slot.appointment_id else "free"
+            return Decision(
+                events=(SlotUnblocked(slot_id=slot.id, restored=restored),),
+                answer={"slot": _slot_plain(slot, status=status)},
+            )
+        case messages.CancelSlot():
+            cancelled = _known_slot(calendar, command.slot_id)
+            events = ()
+            if not cancelled.cancelled:
+                events = (SlotCancelled(slot_id=cancelled.id, displaced=_newly_displaced(calendar, (cancelled,))),)
+            return Decision(events=events, answer={"slot": _slot_plain(cancelled, status="cancelled")})
+        case messages.ReserveForMove():
+            return _reserve_for_move(calendar, command, now, policy)
+        case messages.MoveOut():
+            return _move_out(calendar, command, now, policy, facts)
+        case messages.FinishMove():
+            return _finish_move(calendar, command)
+        case messages.ExpireHolds():
+            ended = calendar.holds_ended(now)
+            return Decision(events=tuple(HoldExpired(hold_id=hold.id, slot_id=hold.slot_id) for hold in ended))
+        case _:
+            raise TypeError(f"not a command of a calendar: {type(command).__name__}")
+
+
+def evolve(calendar: Calendar, event: Event, at: datetime) -> None:
+    """Apply one event, the calendar's next: one number, and its effect on the state."""
+    calendar.sequence += 1
+    calendar.last_event_at = at
+    changes = calendar.changes
+    match event:
+        case SlotsPublished():
+            for new in event.slots:
+                calendar.put_slot(
+                    Slot(
+                        id=new.id,
+                        start=new.start,
+                        end=new.end,
+                        location_id=new.location_id,
+                        service_id=new.service_id,
+                    )
+                )
+                changes.slots_published.add(new.id)
+        case SlotHeld():
+            calendar.put_hold(
+                Hold(id=event.hold_id, slot_id=event.slot_id, user_id=event.user_id, expires_at=event.expires_at)
+            )
+            changes.holds.add(event.hold_id)
+            changes.slots.add(event.slot_id)
+        case HoldReleased() | HoldExpired():
+            calendar._drop_hold(calendar.slots[event.slot_id])
+        case AppointmentBooked():
+            slot = calendar.slots[event.slot_id]
+            calendar._drop_hold(slot)
+            _put(calendar, _booked(event, slot, at))
+        case AppointmentRescheduled():
+            slot = calendar.slots[event.slot_id]
+            calendar._drop_hold(slot)
+            appointment = calendar.appointments[event.appointment_id]
+            _put(calendar, _moved_to(appointment, slot, event.version, at))
+        case AppointmentCancelled():
+            _set_status(calendar, event.appointment_id, AppointmentStatus.CANCELLED, event.version, at)
+        case PatientArrived():
+            _set_status(calendar, event.appointment_id, AppointmentStatus.ARRIVED, event.version, at)
+        case AppointmentFulfilled():
+            _set_status(calendar, event.appointment_id, AppointmentStatus.FULFILLED, event.version, at)
+        case PatientMissed():
+            _set_status(calendar, event.appointment_id, AppointmentStatus.NOSHOW, event.version, at)
+        case CalendarClosed():
+            calendar.put_closure(event.closure_id, event.windows, event.created_by)
+            changes.closures.add(event.closure_id)
+            for slot in calendar.slots_in(event.windows):
+                _slot_closed(calendar, slot)
+            _touch(calendar, event.displaced, at)
+        case ClosureRemoved():
+            windows = calendar.closures.pop(event.closure_id)
+            del calendar.closed_by[event.closure_id]
+            changes.closures.add(event.closure_id)
+            for slot in calendar.slots_in(windows):
+                slot.closures -= 1
+                changes.slots.add(slot.id)
+            _touch(calendar, event.restored, at)
+        case SlotBlocked():
+            slot = calendar.slots[event.slot_id]
+            slot.blocked = True
+            _slot_closed(calendar, slot)
+            _touch(calendar, event.displaced, at)
+        case SlotUnblocked():
+            calendar.slots[event.slot_id].blocked = False
+            changes.slots.add(event.slot_id)
+            _touch(calendar, event.restored, at)
+        case SlotCancelled():
+            slot = calendar.slots[event.slot_id]
+            slot.cancelled = True
+            calendar.by_start.remove(slot)
+            _slot_closed(calendar, slot)
+            _touch(calendar, event.displaced, at)
+        case MoveReserved():
+            slot = calendar.slots[event.slot_id]
+            calendar._drop_hold(slot)
+            calendar.put_reservation(
+                Reservation(move_id=event.move_id, slot_id=event.slot_id, appointment_id=event.appointment_id)
+            )
+            changes.slots.add(event.slot_id)
+        case AppointmentMovedOut():
+            calendar._remove_appointment(event.appointment.id)
+            changes.appointments.discard(event.appointment.id)
+            changes.moved_out[event.appointment.id] = event
+        case MoveRefused():
+            pass
+        case AppointmentMovedIn():
+            _end_reservation(calendar, event.move_id)
+            _put(calendar, event.appointment)
+        case ReservationReleased():
+            _end_reservation(calendar, event.move_id)
+        case _:
+            assert_never(event)
+
+
+def answer(calendar: Calendar, decision: Decision) -> dict[str, Any]:
+    """What the caller gets for a decision whose events have been applied, as plain data."""
+    if decision.appointment_id is None:
+        return dict(decision.answer)
+    if decision.appointment_id in calendar.changes.moved_out:
+        moved = calendar.changes.moved_out[decision.appointment_id]
+        return {"appointment": appointment_plain(moved.appointment, doctor_id=moved.target_doctor_id, displaced=False)}
+    return {"appointment": calendar.appointment_plain(decision.appointment_id)}
+
+
+def appointment_plain(appointment: AppointmentState, *, doctor_id: str, displaced: bool) -> dict[str, Any]:
+    """An appointment as plain data: the fields of ``AppointmentState``, its doctor and whether it is displaced."""
+    return {
+        "id": appointment.id,
+        "doctor_id": doctor_id,
+        "patient_id": appointment.patient_id,
+        "booked_by": appointment.booked_by,
+        "slot_id": appointment.slot_id,
+        "location_id": appointment.location_id,
+        "service_id": appointment.service_id,
+        "start": appointment.start,
+        "end": appointment.end,
+        "status": appointment.status.value,
+        "displaced": displaced,
+        "version": appointment.version,
+        "moves": appointment.moves,
+        "created_at": appointment.created_at,
+        "updated_at": appointment.updated_at,
+    }
+
+
+# Deciding
+
+
+def _hold_slot(calendar: Calendar, command: messages.HoldSlot, now: datetime, policy: Policy, facts: Facts) -> Decision:
+    slot = _offered(calendar, command.slot_id, now, policy, override=command.override is not None)
+    user_id = command.requester.user_id
+    if slot.appointment_id is not None or slot.move_id is not None:
+        raise SlotTaken
+    hold = slot.hold
+    if hold is not None and hold.expires_at > now:
+        if hold.user_id != user_id:
+            raise SlotTaken
+        return Decision(answer={"hold": _hold_plain(hold.id, slot.id, hold.expires_at)})
+    own = sum(other.user_id == user_id and other.expires_at > now for other in calendar.holds.values())
+    elsewhere = sum(
+        doctor_id != calendar.doctor_id and expires_at > now for doctor_id, expires_at in facts.holds.get(user_id, ())
+    )
+    policy.check_holds(own + elsewhere)
+    expires_at = now + policy.hold_ttl
+    return Decision(
+        events=(
+            *_ended_hold(slot),
+            SlotHeld(hold_id=command.hold_id, slot_id=slot.id, user_id=user_id, expires_at=expires_at),
+        ),
+        answer={"hold": _hold_plain(command.hold_id, slot.id, expires_at)},
+    )
+
+
+def _book(
+    calendar: Calendar, command: messages.BookAppointment, now: datetime, policy: Policy, facts: Facts
+) -> Decision:
+    override = command.override is not None
+    slot = _offered(calendar, command.slot_id, now, policy, override=override)
+    ended = _take(calendar, slot, command.requester.user_id, command.hold_id, now)
+    _check_nobody_there(calendar, slot, None)
+    live = _check_patient_free(calendar, command.patient_id, None, slot.start, slot.end, now, facts)
+    policy.check_live_appointments(live, override=override)
+    booked = AppointmentBooked(
+        appointment_id=command.appointment_id,
+        patient_id=command.patient_id,
+        booked_by=command.requester.user_id,
+        slot_id=slot.id,
+    )
+    return Decision(events=(*ended, booked), appointment_id=command.appointment_id)
+
+
+def _reschedule(
+    calendar: Calendar, command: messages.RescheduleAppointment, now: datetime, policy: Policy, facts: Facts
+) -> Decision:
+    override = command.override is not None
+    appointment = _waiting(calendar, command.appointment_id, command.if_version)
+    displaced = appointment.id in calendar.displaced
+    slot = _offered(calendar, command.slot_id, now, policy, override=override)
+    ended = _take(calendar, slot, command.requester.user_id, command.hold_id, now)
+    policy.check_move(appointment.start, appointment.moves, now, override=override or displaced)
+    _check_nobody_there(calendar, slot, appointment.id)
+    _check_patient_free(calendar, appointment.patient_id, appointment.id, slot.start, slot.end, now, facts)
+    moved = AppointmentRescheduled(
+        appointment_id=appointment.id,
+        from_slot_id=appointment.slot_id,
+        slot_id=slot.id,
+        version=appointment.version + 1,
+    )
+    return Decision(events=(*ended, moved), appointment_id=appointment.id)
+
+
+def _cancel(calendar: Calendar, command: messages.CancelAppointment, now: datetime, policy: Policy) -> Decision:
+    appointment = _live(calendar, command.appointment_id, command.if_version)
+    displaced = appointment.id in calendar.displaced
+    policy.check_cancel(appointment.start, now, override=command.override is not None or displaced)
+    return _changed(
+        AppointmentCancelled(appointment_id=appointment.id, by=command.requester.role, version=appointment.version + 1)
+    )
+
+
+def _publish(calendar: Calendar, command: messages.PublishSlots, now: datetime) -> Decision:
+    taken = [(slot.start, slot.end) for slot in calendar.by_start]
+    cancelled = {(slot.start, slot.end) for slot in calendar.slots.values() if slot.cancelled}
+    opened: list[NewSlot] = []
+    skipped: list[dict[str, Any]] = []
+    kept = 0
+    for new in sorted(command.slots, key=_start):
+        interval = (new.start, new.end)
+        index = bisect_left(taken, interval)
+        why = None
+        if index < len(taken) and taken[index] == interval:
+            kept += 1
+            continue
+        if new.start <= now:
+            why = "past"
+        elif interval in cancelled:
+            why = "cancelled"
+        elif (index > 0 and taken[index - 1][1] > new.start) or (index < len(taken) and taken[index][0] < new.end):
+            why = "overlap"
+        elif any(_covers(windows, new) for windows in calendar.closures.values()):
+            why = "closed"
+        if why is not None:
+            skipped.append({"start": new.start, "why": why})
+            continue
+        taken.insert(index, interval)
+        opened.append(new)
+    events = (SlotsPublished(slots=tuple(opened)),) if opened and not command.dry_run else ()
+    return Decision(events=events, answer={"opened": len(opened), "kept": kept, "skipped": skipped})
+
+
+def _close(calendar: Calendar, command: messages.CloseCalendar) -> Decision:
+    covered = list(calendar.slots_in(command.windows))
+    displaced = _newly_displaced(calendar, covered)
+    report: list[dict[str, Any]] = []
+    for touched in displaced:
+        plain = calendar.appointment_plain(touched.appointment_id)
+        report.append(plain if command.dry_run else plain | {"displaced": True, "version": touched.version})
+    event = CalendarClosed(
+        closure_id=command.closure_id,
+        windows=command.windows,
+        created_by=command.requester.user_id,
+        displaced=displaced,
+    )
+    return Decision(
+        events=() if command.dry_run else (event,),
+        answer={
+            "closure_id": command.closure_id,
+            "blocked": sum(not slot.closed for slot in covered),
+            "displaced": report,
+        },
+    )
+
+
+def _remove_closure(calendar: Calendar, command: messages.RemoveClosure) -> Decision:
+    windows = calendar.closures.get(command.closure_id)
+    if windows is None:
+        raise NotFound
+    opened = [slot for slot in calendar.slots_in(windows) if slot.closures == 1 and not slot.blocked]
+    event = ClosureRemoved(closure_id=command.closure_id, restored=_live_in(calendar, opened))
+    return Decision(events=(event,), answer={"opened": len(opened)})
+
+
+def _reserve_for_move(calendar: Calendar, command: messages.ReserveForMove, now: datetime, policy: Policy) -> Decision:
+    reservation = calendar.reservations.get(command.move_id)
+    if reservation is not None:
+        return Decision(answer={"slot": _slot_plain(calendar.slots[reservation.slot_id])})
+    slot = _offered(calendar, command.slot_id, now, policy, override=command.override is not None)
+    ended = _take(calendar, slot, command.requester.user_id, command.hold_id, now)
+    _check_nobody_there(calendar, slot, None)
+    reserved = MoveReserved(
+        move_id=command.move_id,
+        slot_id=slot.id,
+        appointment_id=command.appointment_id,
+        source_doctor_id=command.source_doctor_id,
+        request={
+            "command_id": command.command_id,
+            "fingerprint": command.fingerprint,
+            "user_id": command.requester.user_id,
+            "role": command.requester.role.value,
+            "if_version": command.if_version,
+            "override": command.override is not None,
+            "slot": _new_slot_plain(slot),
+        },
+    )
+    return Decision(events=(*ended, reserved), answer={"slot": _slot_plain(slot, status="held")})
+
+
+def _move_out(calendar: Calendar, command: messages.MoveOut, now: datetime, policy: Policy, facts: Facts) -> Decision:
+    slot = command.slot
+    if facts.moves.get(command.move_id, "reserved") != "reserved":
+        raise SlotTaken("The slot is no longer kept for this move.")
+    try:
+        appointment = _waiting(calendar, command.appointment_id, command.if_version)
+        displaced = appointment.id in calendar.displaced
+        override = command.override is not None or displaced
+        policy.check_move(appointment.start, appointment.moves, now, override=override)
+        _check_patient_free(calendar, appointment.patient_id, appointment.id, slot.start, slot.end, now, facts)
+    except Rejection as rejection:
+        refused = MoveRefused(move_id=command.move_id, target_doctor_id=command.target_doctor_id, code=rejection.code)
+        return Decision(events=(refused,), rejection=rejection)
+    moved = AppointmentMovedOut(
+        move_id=command.move_id,
+        target_doctor_id=command.target_doctor_id,
+        from_slot_id=appointment.slot_id,
+        appointment=_moved_to(appointment, slot, appointment.version + 1, now),
+    )
+    return Decision(events=(moved,), appointment_id=appointment.id)
+
+
+def _finish_move(calendar: Calendar, command: messages.FinishMove) -> Decision:
+    reservation = calendar.reservations.get(command.move_id)
+    if reservation is None:
+        return Decision()
+    appointment = command.appointment or reservation.moved
+    if appointment is None:
+        return Decision(events=(ReservationReleased(move_id=reservation.move_id, slot_id=reservation.slot_id),))
+    return Decision(
+        events=(AppointmentMovedIn(move_id=command.move_id, appointment=appointment),),
+        appointment_id=appointment.id,
+    )
+
+
+def _known_slot(calendar: Calendar, slot_id: str) -> Slot:
+    slot = calendar.slots.get(slot_id)
+    if slot is None:
+        raise SlotUnavailable("The slot is in the past.")
+    return slot
+
+
+def _open_slot(calendar: Calendar, slot_id: str) -> Slot:
+    slot = _known_slot(calendar, slot_id)
+    if slot.cancelled:
+        raise SlotUnavailable("The slot is cancelled.")
+    return slot
+
+
+def _offered(calendar: Calendar, slot_id: str, now: datetime, policy: Policy, *, override: bool) -> Slot:
+    slot = _known_slot(calendar, slot_id)
+    if slot.closed:
+        raise SlotUnavailable("The slot is blocked or cancelled.")
+    policy.check_offer(slot.start, now, override=override)
+    return slot
+
+
+def _take(calendar: Calendar, slot: Slot, user_id: str, hold_id: str | None, now: datetime) -> tuple[HoldExpired, ...]:
+    """Check that the user may take the slot; returns the end of a hold that nobody has noted yet."""
+    hold = slot.hold
+    standing = hold is not None and hold.expires_at > now
+    if hold_id is not None and not (hold is not None and standing and hold.id == hold_id and hold.user_id == user_id):
+        raise HoldExpiredRejection
+    if slot.appointment_id is not None or slot.move_id is not None:
+        raise SlotTaken
+    if hold is not None and standing and hold.user_id != user_id:
+        raise SlotTaken
+    return () if standing else _ended_hold(slot)
+
+
+def _ended_hold(slot: Slot) -> tuple[HoldExpired, ...]:
+    return (HoldExpired(hold_id=slot.hold.id, slot_id=slot.id),) if slot.hold is not None else ()
+
+
+def _check_nobody_there(calendar: Calendar, slot: Slot, appointment_id: str | None) -> None:
+    """A displaced visit is still with the doctor at its time, though its slot is closed and another was opened."""
+    for other_id in calendar.displaced:
+        other = calendar.appointments[other_id]
+        if other_id != appointment_id and other.start < slot.end and slot.start < other.end:
+            raise SlotUnavailable("A displaced visit is still at that time.")
+
+
+def _check_patient_free(
+    calendar: Calendar,
+    patient_id: str,
+    appointment_id: str | None,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    facts: Facts,
+) -> int:
+    """Check that no other live visit of the patient overlaps; returns how many have not ended."""
+    live = 0
+    for other_id in calendar.by_patient.get(patient_id, ()):
+        other = calendar.appointments[other_id]
+        if other_id == appointment_id:
+            continue
+        if other.start < end and start < other.end:
+            raise PatientOverlap
+        live += other.end > now
+    for busy in facts.busy.get(patient_id, ()):
+        if busy.doctor_id == calendar.doctor_id or busy.appointment_id == appointment_id:
+            continue
+        if busy.start < end and start < busy.end:
+            raise PatientOverlap
+        live += busy.end > now
+    return live
+
+
+def _live(calendar: Calendar, appointment_id: str, if_version: int | None) -> AppointmentState:
+    appointment = calendar.appointments.get(appointment_id)
+    if appointment is None:
+        raise NotLive
+    if if_version is not None and appointment.version != if_version:
+        raise VersionConflict
+    if not appointment.status.live:
+        raise NotLive
+    return appointment
+
+
+def _waiting(calendar: Calendar, appointment_id: str, if_version: int | None) -> AppointmentState:
+    appointment = _live(calendar, appointment_id, if_version)
+    if appointment.status is AppointmentStatus.ARRIVED:
+        raise AlreadyArrived
+    return appointment
+
+
+def _live_in(calendar: Calendar, slots: Iterable[Slot]) -> tuple[Touched, ...]:
+    return tuple(
+        Touched(appointment_id=slot.appointment_id, version=calendar.appointments[slot.appointment_id].version + 1)
+        for slot in slots
+        if slot.appointment_id is not None and calendar.appointments[slot.appointment_id].status.live
+    )
+
+
+def _newly_displaced(calendar: Calendar, slots: Iterable[Slot]) -> tuple[Touched, ...]:
+    return _live_in(calendar, (slot for slot in slots if not slot.closed))
+
+
+def _changed(
+    event: AppointmentCancelled | PatientArrived | AppointmentFulfilled | PatientMissed,
+) -> Decision:
+    return Decision(events=(event,), appointment_id=event.appointment_id)
+
+
+# Evolving
+
+
+def _put(calendar: Calendar, appointment: AppointmentState) -> None:
+    calendar.put_appointment(appointment)
+    calendar.changes.appointments.add(appointment.id)
+    if appointment.slot_id in calendar.slots:
+        calendar.changes.slots.add(appointment.slot_id)
+
+
+def _booked(event: AppointmentBooked, slot: Slot, at: datetime) -> AppointmentState:
+    return AppointmentState(
+        id=event.appointment_id,
+        patient_id=event.patient_id,
+        booked_by=event.booked_by,
+        slot_id=slot.id,
+        location_id=slot.location_id,
+        service_id=slot.service_id,
+        start=slot.start,
+        end=slot.end,
+        status=AppointmentStatus.BOOKED,
+        version=1,
+        moves=0,
+        created_at=at,
+        updated_at=at,
+    )
+
+
+def _moved_to(appointment: AppointmentState, slot: Slot | NewSlot, version: int, at: datetime) -> AppointmentState:
+    return replace(
+        appointment,
+        slot_id=slot.id,
+        location_id=slot.location_id,
+        service_id=slot.service_id,
+        start=slot.start,
+        end=slot.end,
+        status=AppointmentStatus.RESCHEDULED,
+        version=version,
+        moves=appointment.moves + 1,
+        updated_at=at,
+    )
+
+
+def _set_status(calendar: Calendar, appointment_id: str, status: AppointmentStatus, version: int, at: datetime) -> None:
+    appointment = calendar.appointments[appointment_id]
+    _put(calendar, replace(appointment, status=status, version=version, updated_at=at))
+
+
+def _slot_closed(calendar: Calendar, slot: Slot) -> None:
+    calendar._drop_hold(slot)
+    calendar.changes.slots.add(slot.id)
+
+
+def _touch(calendar: Calendar, touched: Iterable[Touched], at: datetime) -> None:
+    """Raise the versions of visits whose slot was closed or opened, and see again whether they are displaced."""
+    for each in touched:
+        appointment = calendar.appointments[each.appointment_id]
+        _put(calendar, replace(appointment, version=each.version, updated_at=at))
+
+
+def _end_reservation(calendar: Calendar, move_id: str) -> None:
+    reservation = calendar.reservations.pop(move_id)
+    slot = calendar.slots[reservation.slot_id]
+    slot.move_id = None
+    calendar.changes.slots.add(slot.id)
+
+
+def _covers(windows: Iterable[Window], slot: Slot | NewSlot) -> bool:
+    return any(
+        window.start < slot.end
+        and slot.start < window.end
+        and (window.location_id is None or window.location_id == slot.location_id)
+        for window in windows
+    )
+
+
+def _start(slot: Slot | NewSlot) -> datetime:
+    return slot.start
+
+
+# Plain forms
+
+
+def _slot_plain(slot: Slot, *, status: str | None = None) -> dict[str, Any]:
+    return _new_slot_plain(slot) | {"status": status or slot.status}
+
+
+def _new_slot_plain(slot: Slot) -> dict[str, Any]:
+    return {
+        "id": slot.id,
+        "start": slot.start,
+        "end": slot.end,
+        "location_id": slot.location_id,
+        "service_id": slot.service_id,
+    }
+
+
+def _hold_plain(hold_id: str, slot_id: str, expires_at: datetime) -> dict[str, Any]:
+    return {"id": hold_id, "slot_id": slot_id, "expires_at": expires_at}

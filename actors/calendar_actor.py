@@ -1,0 +1,712 @@
+"""The calendar actor: owns calendars and does for each of them *decide → append → reply*.
+
+A plain class on one event loop, given its journal, policy, limits and clock; ``client`` makes a Ray actor of it in one
+place. The text of the package (``actors``) says what holds and what each failure does.
+
+Between reading a calendar's state and changing it there is no ``await``: a batch is decided in one go, and the state it
+leads to is in place before anybody else runs. What was decided waits as an ``_Entry`` until the flush loop, the only
+one that appends, has committed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from actors.calendar import Busy, Calendar, Decision, Facts, answer, decide, evolve
+from actors.errors import IdempotencyKeyReused, NotFound, Rejection
+from actors.journal import (
+    Append,
+    AuditRow,
+    CalendarRow,
+    CommandRow,
+    Conflict,
+    EventRow,
+    Journal,
+    JournalUnavailable,
+    NewerPlacement,
+    NoSuchCalendar,
+    OutcomeUnknown,
+    StaleEpoch,
+    StoredAnswer,
+    collect_changes,
+    move_row,
+)
+from actors.messages import (
+    AppointmentBooked,
+    AppointmentMovedOut,
+    AppointmentRescheduled,
+    BookAppointment,
+    CancelAppointment,
+    CloseCalendar,
+    Command,
+    Done,
+    Event,
+    ExpireHolds,
+    FinishMove,
+    HoldSlot,
+    MoveOut,
+    NotDecided,
+    Pending,
+    PublishSlots,
+    RefusedFor,
+    Rejected,
+    Reply,
+    Requester,
+    ReserveForMove,
+    Role,
+    SlotHeld,
+)
+from actors.policy import Policy
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorLimits:
+    """The bounds of one calendar actor."""
+
+    commit_timeout_s: float = 2.0
+    """How long a caller waits for its commit before it is told ``Pending``."""
+    journal_backlog_max: int = 5000
+    """Decided commands that wait for their commit; past it, commands are refused."""
+    redecide_max: int = 8
+    """How often a command is decided again because the database saw a conflict."""
+    active_calendars_max: int = 2000
+    """Calendars in memory at once."""
+    calendar_idle_s: float = 300.0
+    """A calendar unused for so long is let go."""
+    retry_delay_s: float = 0.05
+    """First pause before the journal is tried again."""
+    retry_delay_max_s: float = 1.0
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Activation:
+    """A calendar in memory, at the epoch under which it may be changed."""
+
+    calendar: Calendar
+    epoch: int
+    committed: int
+    """The sequence that the database has."""
+    used_at: datetime
+    uncommitted: int = 0
+    """Entries that have not been settled."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Entry:
+    """A decided command on its way into the journal."""
+
+    command: Command
+    reply: asyncio.Future[Reply]
+    order: int
+    at: datetime = field(init=False)
+    events: tuple[tuple[int, Event], ...] = ()
+    """With their sequence numbers."""
+    outcome: Done | Rejected = field(init=False)
+    attempts: int = 0
+    told_pending: bool = False
+    abandoned: bool = False
+    """A refusal that nobody waits for any more."""
+
+    @property
+    def stores_answer(self) -> bool:
+        """Whether a repeat is to be answered from the command table."""
+        if isinstance(self.outcome, Rejected):
+            return self.told_pending
+        return not (
+            isinstance(self.command, ReserveForMove | FinishMove | ExpireHolds)
+            or (isinstance(self.command, PublishSlots | CloseCalendar) and self.command.dry_run)
+        )
+
+
+class CalendarActor:
+    """Owns the calendars whose commands it is sent, each under an epoch of its own."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        policy: Policy,
+        limits: ActorLimits,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._journal = journal
+        self._policy = policy
+        self._limits = limits
+        self._clock = clock
+        self._generation = 0
+        self._active: dict[str, _Activation] = {}
+        self._activating: dict[str, asyncio.Task[None]] = {}
+        self._refusing: dict[str, tuple[Reply, datetime]] = {}
+        """Calendars that could not be activated: what to say, and until when not to try again."""
+        self._waiting: deque[_Entry] = deque()
+        self._by_command: dict[str, _Entry] = {}
+        """Everything decided and not settled."""
+        self._orders = 0
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stalled = False
+        """Whether the journal keeps callers waiting past the commit timeout."""
+        self._draining = False
+        self._flushing: asyncio.Task[None] | None = None
+        self._passivating: asyncio.Task[None] | None = None
+        self._commits = 0
+        self._committed_entries = 0
+
+    async def decide_batch(self, generation: int, commands: Sequence[Command]) -> list[Reply]:
+        """A reply to each command, in order, once all that were decided are committed or overdue."""
+        if self._draining:
+            return [NotDecided(why=RefusedFor.NOT_ACTIVE)] * len(commands)
+        if generation < self._generation:
+            return [NotDecided(why=RefusedFor.MISPLACED)] * len(commands)
+        self._generation = generation
+        self._start_loops()
+        answers = [self._take_in(command) for command in commands]
+        waits = {entry.reply for entry in answers if isinstance(entry, _Entry) and not _answered_at_once(entry)}
+        if waits:
+            await asyncio.wait(waits, timeout=0 if self._stalled else self._limits.commit_timeout_s)
+        return [self._reply_now(entry) if isinstance(entry, _Entry) else entry for entry in answers]
+
+    def command_status(self, command_id: str, user_id: str) -> Reply | None:
+        """``Pending`` for a command of the user's that was decided and is not committed, else ``None``."""
+        entry = self._by_command.get(command_id)
+        if entry is None or entry.command.requester.user_id != user_id or isinstance(entry.outcome, Rejected):
+            return None
+        return Pending(command_id=command_id)
+
+    def status(self) -> dict[str, Any]:
+        """Figures for operators; nothing of any person."""
+        return {
+            "active_calendars": len(self._active),
+            "backlog": len(self._by_command),
+            "commits": self._commits,
+            "committed_commands": self._committed_entries,
+            "stalled": self._stalled,
+            "generation": self._generation,
+        }
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take in nothing more and commit what is decided; whether all of it was committed in time."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+        for task in (self._flushing, self._passivating, *self._activating.values()):
+            if task is not None:
+                task.cancel()
+        await self._journal.close()
+        return not self._by_command
+
+    # Taking in: decide, or say why not. Nothing here waits.
+
+    def _take_in(self, command: Command) -> _Entry | Reply:
+        if command.deadline is not None and command.deadline < self._clock():
+            return NotDecided(why=RefusedFor.EXPIRED)
+        same = self._by_command.get(command.command_id)
+        if same is not None:
+            joins = same.command.fingerprint == command.fingerprint and type(same.command) is type(command)
+            return same if joins else NotDecided(why=RefusedFor.NOT_ACTIVE)
+        activation = self._active.get(command.doctor_id)
+        if activation is None:
+            return self._activate_for(command.doctor_id)
+        if len(self._by_command) >= self._limits.journal_backlog_max:
+            return NotDecided(why=RefusedFor.OVERLOADED)
+        self._orders += 1
+        entry = _Entry(command=command, reply=asyncio.get_running_loop().create_future(), order=self._orders)
+        self._decide(entry, activation, Facts())
+        self._enqueue(entry, activation)
+        return entry
+
+    def _decide(self, entry: _Entry, activation: _Activation, facts: Facts) -> None:
+        calendar = activation.calendar
+        now = self._clock()
+        if calendar.last_event_at is not None and calendar.last_event_at > now:
+            now = calendar.last_event_at
+        entry.at = now
+        try:
+            decision = decide(calendar, entry.command, now, self._policy, facts)
+        except Rejection as rejection:
+            decision = Decision(rejection=rejection)
+        numbered = []
+        for event in decision.events:
+            evolve(calendar, event, now)
+            numbered.append((calendar.sequence, event))
+        entry.events = tuple(numbered)
+        if decision.rejection is not None:
+            entry.outcome = Rejected(code=decision.rejection.code, detail=decision.rejection.detail)
+        else:
+            entry.outcome = Done(answer=answer(calendar, decision))
+
+    def _enqueue(self, entry: _Entry, activation: _Activation) -> None:
+        activation.used_at = self._clock()
+        activation.uncommitted += 1
+        self._by_command[entry.command.command_id] = entry
+        self._waiting.append(entry)
+        self._idle.clear()
+        self._wake.set()
+
+    def _reply_now(self, entry: _Entry) -> Reply:
+        """The settled reply, or what can be said while the commit is overdue or not waited for."""
+        if entry.reply.done():
+            return entry.reply.result()
+        if isinstance(entry.outcome, Rejected) or not entry.events:
+            entry.abandoned = True
+            return NotDecided(why=RefusedFor.UNAVAILABLE)
+        entry.told_pending = True
+        if not entry.command.respond_async:
+            self._stalled = True
+        return Pending(command_id=entry.command.command_id)
+
+    # Activation and passivation
+
+    def _activate_for(self, doctor_id: str) -> Reply:
+        refusal = self._refusing.get(doctor_id)
+        if refusal is not None:
+            if refusal[1] > self._clock():
+                return refusal[0]
+            del self._refusing[doctor_id]
+        if doctor_id not in self._activating:
+            if len(self._active) + len(self._activating) >= self._limits.active_calendars_max and not self._make_room():
+                return NotDecided(why=RefusedFor.OVERLOADED)
+            self._activating[doctor_id] = asyncio.create_task(self._activate(doctor_id), name="activate")
+        return NotDecided(why=RefusedFor.NOT_ACTIVE)
+
+    async def _activate(self, doctor_id: str) -> None:
+        """One attempt to claim and load a calendar; what went wrong is told to those who ask meanwhile."""
+        try:
+            claim = await self._journal.claim(doctor_id, self._generation)
+            calendar = await self._journal.load(doctor_id, self._clock())
+        except NewerPlacement as newer:
+            self._generation = max(self._generation, newer.generation)
+        except NoSuchCalendar:
+            self._refuse(doctor_id, Rejected(code=NotFound.code, detail=NotFound.default_detail))
+        except JournalUnavailable:
+            self._refuse(doctor_id, NotDecided(why=RefusedFor.NOT_ACTIVE))
+        else:
+            activation = _Activation(
+                calendar=calendar, epoch=claim.epoch, committed=calendar.sequence, used_at=self._clock()
+            )
+            self._active[doctor_id] = activation
+            self._finish_known_moves(activation)
+        finally:
+            del self._activating[doctor_id]
+
+    def _refuse(self, doctor_id: str, reply: Reply) -> None:
+        if len(self._refusing) >= self._limits.active_calendars_max:
+            self._refusing.clear()
+        self._refusing[doctor_id] = (reply, self._clock() + timedelta(seconds=self._limits.retry_delay_s))
+
+    def _finish_known_moves(self, activation: _Activation) -> None:
+        """Before anything else is decided: take in what has been moved here, release what was refused."""
+        for reservation in list(activation.calendar.reservations.values()):
+            if reservation.moved is None and not reservation.aborted:
+                continue
+            command = FinishMove(
+                command_id=reservation.move_id,
+                doctor_id=activation.calendar.doctor_id,
+                requester=Requester(user_id=reservation.move_id, role=Role.ADMIN),
+                fingerprint="",
+                move_id=reservation.move_id,
+                appointment=reservation.moved,
+            )
+            if command.command_id in self._by_command:
+                continue
+            self._orders += 1
+            entry = _Entry(command=command, reply=asyncio.get_running_loop().create_future(), order=self._orders)
+            self._decide(entry, activation, Facts())
+            self._enqueue(entry, activation)
+
+    def _make_room(self) -> bool:
+        idle = [
+            (activation.used_at, doctor_id)
+            for doctor_id, activation in self._active.items()
+            if not activation.uncommitted
+        ]
+        if not idle:
+            return False
+        del self._active[min(idle)[1]]
+        return True
+
+    async def _passivate_idle(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.calendar_idle_s / 4)
+            before = self._clock() - timedelta(seconds=self._limits.calendar_idle_s)
+            for doctor_id, activation in list(self._active.items()):
+                if not activation.uncommitted and activation.used_at < before:
+                    del self._active[doctor_id]
+
+    def _start_loops(self) -> None:
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush(), name="flush")
+            self._flushing.add_done_callback(_report_death)
+            self._passivating = asyncio.create_task(self._passivate_idle(), name="passivate")
+            self._passivating.add_done_callback(_report_death)
+
+    # Committing: the flush loop, the only place that appends
+
+    async def _flush(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                await self._commit(self._next_entries())
+            self._idle.set()
+
+    def _next_entries(self) -> list[_Entry]:
+        """The entries of the next transaction: all, or all of one calendar that is in repeated trouble.
+
+        Never some of a calendar's: the rows collected with them show its state after the last of them.
+        """
+        if self._waiting[0].attempts > 2:
+            doctor_id = self._waiting[0].command.doctor_id
+            alone = [entry for entry in self._waiting if entry.command.doctor_id == doctor_id]
+            self._waiting = deque(entry for entry in self._waiting if entry.command.doctor_id != doctor_id)
+            return alone
+        entries = list(self._waiting)
+        self._waiting.clear()
+        return entries
+
+    async def _commit(self, entries: list[_Entry]) -> None:
+        """Settle the entries, or put those that must be decided again back in the queue."""
+        append = self._append_of(entries)
+        delay_s = self._limits.retry_delay_s
+        while True:
+            try:
+                stored = await self._journal.append(append)
+            except JournalUnavailable as failure:
+                self._stalled = True
+                log.warning("journal_unavailable", reason=str(failure), backlog=len(self._by_command))
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, self._limits.retry_delay_max_s)
+            except StaleEpoch as stale:
+                self._drop(stale.doctor_ids, entries)
+                await self._recover(entries, claim=False)
+                return
+            except Conflict as conflict:
+                log.info("journal_conflict", reason=str(conflict), commands=len(entries))
+                await self._recover(entries, claim=False)
+                return
+            except OutcomeUnknown as failure:
+                self._stalled = True
+                log.warning("commit_outcome_unknown", reason=str(failure), commands=len(entries))
+                await self._recover(entries, claim=True)
+                return
+            else:
+                break
+        self._stalled = False
+        self._commits += 1
+        self._committed_entries += len(entries)
+        for row in append.calendars:
+            self._active[row.doctor_id].committed = row.reached
+        for entry in entries:
+            found = stored.get(entry.command.command_id) if isinstance(entry.outcome, Rejected) else None
+            self._settle(entry, entry.outcome if found is None else _stored_reply(found, entry.command))
+
+    def _append_of(self, entries: Sequence[_Entry]) -> Append:
+        append = Append()
+        calendars: dict[str, _Activation] = {}
+        for entry in entries:
+            command = entry.command
+            activation = calendars.setdefault(command.doctor_id, self._active[command.doctor_id])
+            for sequence, event in entry.events:
+                append.events.append(
+                    EventRow(
+                        doctor_id=command.doctor_id,
+                        sequence=sequence,
+                        epoch=activation.epoch,
+                        at=entry.at,
+                        command_id=command.command_id,
+                        event=event,
+                    )
+                )
+                move = move_row(event, command.doctor_id, entry.at)
+                if move is not None:
+                    append.moves.append(move)
+                _note_checks(append, command, event, activation.calendar)
+            if isinstance(entry.outcome, Rejected):
+                append.look_up.append(command.command_id)
+            if entry.stores_answer:
+                append.commands.append(_command_row(entry))
+            if entry.events and command.requester.staff and not isinstance(command, FinishMove | ExpireHolds):
+                append.audit.append(_audit_row(entry))
+        for doctor_id, activation in calendars.items():
+            reached = max(
+                (row.sequence for row in append.events if row.doctor_id == doctor_id), default=activation.committed
+            )
+            append.calendars.append(
+                CalendarRow(
+                    doctor_id=doctor_id,
+                    epoch=activation.epoch,
+                    expected=activation.committed,
+                    reached=reached,
+                    last_event_at=activation.calendar.last_event_at,
+                )
+            )
+            collect_changes(activation.calendar, append)
+        _add_sealed(append, entries)
+        return append
+
+    def _settle(self, entry: _Entry, reply: Reply) -> None:
+        del self._by_command[entry.command.command_id]
+        activation = self._active.get(entry.command.doctor_id)
+        if activation is not None:
+            activation.uncommitted -= 1
+        if not entry.reply.done():
+            entry.reply.set_result(reply)
+
+    def _drop(self, doctor_ids: Iterable[str], entries: list[_Entry]) -> None:
+        """Let go of calendars that someone else has claimed; their commands are to be sent again."""
+        stale = set(doctor_ids)
+        for entry in [*entries, *self._waiting]:
+            if entry.command.doctor_id in stale:
+                self._settle(entry, NotDecided(why=RefusedFor.NOT_ACTIVE))
+        entries[:] = [entry for entry in entries if entry.command.doctor_id not in stale]
+        self._waiting = deque(entry for entry in self._waiting if entry.command.doctor_id not in stale)
+        for doctor_id in stale:
+            self._active.pop(doctor_id, None)
+        log.warning("calendars_lost", calendars=len(stale))
+
+    async def _recover(self, entries: list[_Entry], *, claim: bool) -> None:
+        """Load the calendars of a batch that was not (or may not have been) committed, and decide it again.
+
+        Until the fresh state is there the old one goes on being decided on: nothing of it was ever told as done.
+        """
+        doctor_ids = {entry.command.doctor_id for entry in entries}
+        if not doctor_ids:
+            return
+        delay_s = self._limits.retry_delay_s
+        while True:
+            try:
+                fresh: dict[str, tuple[Calendar, int]] = {}
+                for doctor_id in sorted(doctor_ids):
+                    epoch = self._active[doctor_id].epoch
+                    if claim:
+                        epoch = (await self._journal.claim(doctor_id, self._generation)).epoch
+                    fresh[doctor_id] = (await self._journal.load(doctor_id, self._clock()), epoch)
+                stored = await self._journal.look_up(entry.command.command_id for entry in entries)
+                facts = await self._journal.facts(*_facts_wanted([*entries, *self._waiting], self._active))
+            except JournalUnavailable as failure:
+                self._stalled = True
+                log.warning("journal_unavailable", reason=str(failure), backlog=len(self._by_command))
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, self._limits.retry_delay_max_s)
+            except NewerPlacement as newer:
+                self._generation = max(self._generation, newer.generation)
+                self._drop(doctor_ids, entries)
+                return
+            else:
+                break
+        self._decide_again(entries, doctor_ids, fresh, stored, facts)
+
+    def _decide_again(
+        self,
+        entries: list[_Entry],
+        doctor_ids: set[str],
+        fresh: dict[str, tuple[Calendar, int]],
+        stored: dict[str, StoredAnswer],
+        facts: Facts,
+    ) -> None:
+        """Put fresh state in place and decide, in order, all that had been decided on the old. Nothing waits here."""
+        for doctor_id, (calendar, epoch) in fresh.items():
+            activation = self._active[doctor_id]
+            activation.calendar = calendar
+            activation.epoch = epoch
+            activation.committed = calendar.sequence
+        others = [entry for entry in self._waiting if entry.command.doctor_id not in doctor_ids]
+        again = entries + [entry for entry in self._waiting if entry.command.doctor_id in doctor_ids]
+        again.sort(key=lambda entry: entry.order)
+        self._waiting = deque()
+        tally = _Tally(facts)
+        now = self._clock()
+        for entry in again:
+            found = stored.get(entry.command.command_id)
+            deadline = entry.command.deadline
+            entry.attempts += 1
+            if found is not None:
+                self._settle(entry, _stored_reply(found, entry.command))
+            elif entry.abandoned or (deadline is not None and deadline < now and not entry.told_pending):
+                self._settle(entry, NotDecided(why=RefusedFor.EXPIRED))
+            elif entry.attempts > self._limits.redecide_max:
+                self._settle(entry, NotDecided(why=RefusedFor.UNAVAILABLE))
+            else:
+                activation = self._active[entry.command.doctor_id]
+                self._decide(entry, activation, tally.facts)
+                tally.note(entry, activation.calendar)
+                self._waiting.append(entry)
+        self._waiting = deque(sorted([*self._waiting, *others], key=lambda entry: entry.order))
+        for doctor_id in doctor_ids:
+            self._finish_known_moves(self._active[doctor_id])
+        self._wake.set()
+
+
+class _Tally:
+    """Facts found in the database, and what is decided on top of them in calendars that cannot see each other."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._busy = {patient_id: list(busy) for patient_id, busy in facts.busy.items()}
+        self._holds = {user_id: list(holds) for user_id, holds in facts.holds.items()}
+        self.facts = Facts(busy=self._busy, holds=self._holds, moves=facts.moves)
+
+    def note(self, entry: _Entry, calendar: Calendar) -> None:
+        """Add what an entry has just made so."""
+        for _, event in entry.events:
+            match event:
+                case AppointmentBooked() | AppointmentRescheduled():
+                    appointment = calendar.appointments[event.appointment_id]
+                    self._replace(
+                        appointment.patient_id,
+                        Busy(
+                            appointment_id=appointment.id,
+                            doctor_id=calendar.doctor_id,
+                            start=appointment.start,
+                            end=appointment.end,
+                        ),
+                    )
+                case AppointmentMovedOut():
+                    self._replace(
+                        event.appointment.patient_id,
+                        Busy(
+                            appointment_id=event.appointment.id,
+                            doctor_id=event.target_doctor_id,
+                            start=event.appointment.start,
+                            end=event.appointment.end,
+                        ),
+                    )
+                case SlotHeld():
+                    self._holds.setdefault(event.user_id, []).append((calendar.doctor_id, event.expires_at))
+                case _:
+                    pass
+
+    def _replace(self, patient_id: str, busy: Busy) -> None:
+        others = [other for other in self._busy.get(patient_id, []) if other.appointment_id != busy.appointment_id]
+        self._busy[patient_id] = [*others, busy]
+
+
+def _answered_at_once(entry: _Entry) -> bool:
+    return entry.command.respond_async and bool(entry.events) and isinstance(entry.outcome, Done)
+
+
+def _stored_reply(stored: StoredAnswer, command: Command) -> Done | Rejected:
+    """What a repeat of a command gets."""
+    if stored.fingerprint != command.fingerprint or stored.user_id != command.requester.user_id:
+        return Rejected(code=IdempotencyKeyReused.code, detail=IdempotencyKeyReused.default_detail)
+    if "rejected" in stored.answer:
+        return Rejected(**stored.answer["rejected"])
+    return Done(answer=stored.answer["done"])
+
+
+def _command_row(entry: _Entry) -> CommandRow:
+    if isinstance(entry.outcome, Rejected):
+        body: dict[str, Any] = {"rejected": {"code": entry.outcome.code, "detail": entry.outcome.detail}}
+    else:
+        body = {"done": entry.outcome.answer}
+    return CommandRow(
+        command_id=entry.command.command_id,
+        user_id=entry.command.requester.user_id,
+        fingerprint=entry.command.fingerprint,
+        answer=body,
+        at=entry.at,
+    )
+
+
+def _audit_row(entry: _Entry) -> AuditRow:
+    command = entry.command
+    subject, subject_id = "doctor", command.doctor_id
+    for name in ("slot_id", "closure_id", "appointment_id"):
+        if hasattr(command, name):
+            subject, subject_id = name.removesuffix("_id"), getattr(command, name)
+    return AuditRow(
+        user_id=command.requester.user_id,
+        role=command.requester.role.value,
+        action=type(command).__name__,
+        subject=subject,
+        subject_id=subject_id,
+        override=command.override or None,
+        at=entry.at,
+    )
+
+
+def _note_checks(append: Append, command: Command, event: Event, calendar: Calendar) -> None:
+    """What the database has to see across calendars because of an event."""
+    match event:
+        case AppointmentBooked():
+            append.patients.add(event.patient_id)
+            if command.override is None:
+                append.limited_patients.add(event.patient_id)
+        case AppointmentRescheduled():
+            append.patients.add(calendar.appointments[event.appointment_id].patient_id)
+        case AppointmentMovedOut():
+            append.patients.add(event.appointment.patient_id)
+        case SlotHeld():
+            append.holders.add(event.user_id)
+        case _:
+            pass
+
+
+def _add_sealed(append: Append, entries: Iterable[_Entry]) -> None:
+    """Give rows what their commands brought sealed: it never passes through state or events."""
+    booked: dict[str, str] = {}
+    cancelled: dict[str, str] = {}
+    closed: dict[str, str] = {}
+    for entry in entries:
+        if not entry.events or isinstance(entry.outcome, Rejected):
+            continue
+        match entry.command:
+            case BookAppointment(reason=str(reason), appointment_id=appointment_id):
+                booked[appointment_id] = reason
+            case CancelAppointment(reason=str(reason), appointment_id=appointment_id):
+                cancelled[appointment_id] = reason
+            case CloseCalendar(reason=str(reason), closure_id=closure_id):
+                closed[closure_id] = reason
+            case _:
+                pass
+    for row in append.appointments:
+        row["reason"] = booked.get(row["id"])
+        row["cancel_reason"] = cancelled.get(row["id"])
+    for row in append.closures:
+        row["reason"] = closed.get(row["id"])
+
+
+def _facts_wanted(entries: Iterable[_Entry], active: dict[str, _Activation]) -> tuple[set[str], set[str], set[str]]:
+    """Patients, users and moves whose facts decide the entries."""
+    patients: set[str] = set()
+    users: set[str] = set()
+    moves: set[str] = set()
+    for entry in entries:
+        command = entry.command
+        match command:
+            case BookAppointment():
+                patients.add(command.patient_id)
+            case HoldSlot():
+                users.add(command.requester.user_id)
+            case MoveOut():
+                moves.add(command.move_id)
+            case _:
+                pass
+        activation = active.get(command.doctor_id)
+        appointment_id = getattr(command, "appointment_id", None)
+        if activation is not None and appointment_id is not None:
+            appointment = activation.calendar.appointments.get(appointment_id)
+            if appointment is not None:
+                patients.add(appointment.patient_id)
+        for _, event in entry.events:
+            if isinstance(event, AppointmentMovedOut):
+                patients.add(event.appointment.patient_id)
+    return patients, users, moves
+
+
+def _report_death(task: asyncio.Task[None]) -> None:
+    """A loop of the actor ended by a bug: say so loudly; the actor's callers time out and it is replaced."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("calendar_actor_loop_died", loop=task.get_name(), exc_info=task.exception())

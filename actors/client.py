@@ -1,0 +1,434 @@
+"""The way to a calendar: lanes, placement and retries. The one place that names or calls calendar actors.
+
+A command goes into the *lane* of the calendar actor that owns its doctor. One call is in flight on a lane; what arrives
+meanwhile waits and travels together in the next one. Ray promises at most one execution and may report an error after
+a success, so the client sends again under the same ``command_id`` until an answer stands or the deadline has passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import orjson
+import ray
+import structlog
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from actors.calendar_actor import ActorLimits, CalendarActor
+from actors.journal import Journal
+from actors.messages import WIRE_VERSION, Command, NotDecided, Pending, RefusedFor, Reply, from_wire, wire_name
+from actors.policy import Policy
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """How calendars are spread over calendar actors; ``generation`` only rises."""
+
+    generation: int
+    dedicated: bool
+    actors: int
+
+    def actor_name(self, doctor_id: str) -> str:
+        """The name of the calendar actor that owns a doctor's calendar."""
+        if self.dedicated:
+            return f"calendar:{doctor_id}"
+        digest = hashlib.blake2b(doctor_id.encode(), digest_size=8).digest()
+        return f"calendars:{int.from_bytes(digest, 'big') % self.actors}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLimits:
+    """The bounds of one client."""
+
+    lane_depth_max: int = 2000
+    """Commands waiting on one lane; past it they are refused at once."""
+    lane_batch_max: int = 256
+    """Commands in one call."""
+    call_timeout_s: float = 4.0
+    """A call that takes longer is given up and its commands are sent again."""
+    resend_delay_s: float = 0.004
+    """First pause before a command is sent again; doubles up to the next."""
+    resend_delay_max_s: float = 0.25
+    lane_idle_s: float = 600.0
+    """A lane unused for so long is forgotten."""
+    lanes_max: int = 2000
+
+
+class CalendarActorRef(Protocol):
+    """A calendar actor, wherever it runs. Every method may raise ``ActorLost``: then nothing is known."""
+
+    async def decide_batch(self, batch: bytes) -> bytes:
+        """Replies to a batch, both in wire form."""
+        ...
+
+    async def command_status(self, command_id: str, user_id: str) -> bool:
+        """Whether the actor has decided such a command of the user's and not committed it yet."""
+        ...
+
+
+class ActorLost(Exception):
+    """The actor died, cannot be reached or did not answer in time."""
+
+
+class CalendarActors(Protocol):
+    """Finds or starts calendar actors by name."""
+
+    async def get(self, name: str) -> CalendarActorRef:
+        """The actor of that name, started if there is none.
+
+        Raises:
+            ActorLost: it cannot be had now.
+        """
+        ...
+
+    def forget(self, name: str) -> None:
+        """Look the actor up anew the next time."""
+        ...
+
+    async def running(self) -> dict[str, CalendarActorRef]:
+        """The actors that exist now, by name."""
+        ...
+
+
+class CalendarClient:
+    """Sends commands to the calendars' actors. One for each process and event loop."""
+
+    def __init__(
+        self,
+        *,
+        actors: CalendarActors,
+        read_placement: Callable[[], Awaitable[Placement]],
+        limits: ClientLimits,
+    ) -> None:
+        self._actors = actors
+        self._read_placement = read_placement
+        self._limits = limits
+        self._placement: Placement | None = None
+        self._placement_read: asyncio.Task[Placement] | None = None
+        self._lanes: dict[str, _Lane] = {}
+
+    async def send(self, command: Command) -> Reply:
+        """The command's reply; it was sent again, under the same id, as often as was needed.
+
+        A command without a ``deadline`` is a programming error. When the deadline passes, the reply is
+        ``NotDecided``: then the outcome is unknown to the caller, and repeating the command is safe.
+        """
+        assert command.deadline is not None, "a command needs a deadline"
+        delay_s = self._limits.resend_delay_s
+        while True:
+            reply = await self._send_once(command)
+            if not isinstance(reply, NotDecided):
+                return reply
+            match reply.why:
+                case RefusedFor.OVERLOADED | RefusedFor.UNAVAILABLE | RefusedFor.EXPIRED:
+                    return reply
+                case RefusedFor.MISPLACED:
+                    self._placement = None
+                case RefusedFor.NOT_ACTIVE:
+                    pass
+            left_s = (command.deadline - datetime.now(UTC)).total_seconds()
+            if left_s <= delay_s:
+                return NotDecided(why=RefusedFor.UNAVAILABLE)
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, self._limits.resend_delay_max_s)
+
+    async def find_pending(self, command_id: str, user_id: str) -> Pending | None:
+        """Whether some actor has decided the command and not committed it yet.
+
+        Raises:
+            ActorLost: some actor could not be asked.
+        """
+        running = (await self._actors.running()).values()
+        for pending in await asyncio.gather(*(actor.command_status(command_id, user_id) for actor in running)):
+            if pending:
+                return Pending(command_id=command_id)
+        return None
+
+    async def close(self) -> None:
+        """Refuse what waits and let the lanes go."""
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes.clear()
+
+    async def _send_once(self, command: Command) -> Reply:
+        try:
+            placement = self._placement or await self._fetch_placement()
+        except PlacementUnknown:
+            return NotDecided(why=RefusedFor.NOT_ACTIVE)
+        name = placement.actor_name(command.doctor_id)
+        lane = self._lanes.get(name)
+        if lane is None:
+            if len(self._lanes) >= self._limits.lanes_max and not self._forget_idle_lane():
+                return NotDecided(why=RefusedFor.OVERLOADED)
+            lane = self._lanes[name] = _Lane(name=name, actors=self._actors, limits=self._limits)
+        return await lane.put(placement.generation, command)
+
+    async def _fetch_placement(self) -> Placement:
+        """Read the placement, once for all who ask meanwhile."""
+        if self._placement_read is None:
+            self._placement_read = asyncio.ensure_future(self._read_placement())
+        reading = self._placement_read
+        try:
+            self._placement = await asyncio.shield(reading)
+        finally:
+            if self._placement_read is reading and reading.done():
+                self._placement_read = None
+        return self._placement
+
+    def _forget_idle_lane(self) -> bool:
+        idle = [(lane.used_at, name) for name, lane in self._lanes.items() if lane.idle]
+        if not idle:
+            return False
+        _, name = min(idle)
+        self._lanes.pop(name).close()
+        self._actors.forget(name)
+        return True
+
+
+class PlacementUnknown(Exception):
+    """The placement cannot be read now."""
+
+
+class _Lane:
+    """The queue to one calendar actor, with one call in flight."""
+
+    def __init__(self, *, name: str, actors: CalendarActors, limits: ClientLimits) -> None:
+        self._name = name
+        self._actors = actors
+        self._limits = limits
+        self._queue: deque[tuple[int, Command, asyncio.Future[Reply]]] = deque()
+        self._sender: asyncio.Task[None] | None = None
+        self.used_at = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is in flight."""
+        return self._sender is None and not self._queue
+
+    async def put(self, generation: int, command: Command) -> Reply:
+        """The reply to one sending of the command."""
+        if len(self._queue) >= self._limits.lane_depth_max:
+            return NotDecided(why=RefusedFor.OVERLOADED)
+        loop = asyncio.get_running_loop()
+        self.used_at = loop.time()
+        future: asyncio.Future[Reply] = loop.create_future()
+        self._queue.append((generation, command, future))
+        if self._sender is None:
+            self._sender = loop.create_task(self._send_all(), name=f"lane {self._name}")
+            self._sender.add_done_callback(self._sender_ended)
+        return await future
+
+    def close(self) -> None:
+        """Refuse what waits."""
+        if self._sender is not None:
+            self._sender.cancel()
+        while self._queue:
+            future = self._queue.popleft()[2]
+            if not future.done():
+                future.set_result(NotDecided(why=RefusedFor.UNAVAILABLE))
+
+    def _sender_ended(self, sender: asyncio.Task[None]) -> None:
+        self._sender = None
+        if not sender.cancelled() and sender.exception() is not None:
+            log.error("lane_died", lane=self._name, exc_info=sender.exception())
+            self.close()
+
+    async def _send_all(self) -> None:
+        while self._queue:
+            generation = self._queue[0][0]
+            sent: list[tuple[Command, asyncio.Future[Reply]]] = []
+            while self._queue and self._queue[0][0] == generation and len(sent) < self._limits.lane_batch_max:
+                _, command, future = self._queue.popleft()
+                if not future.done():
+                    sent.append((command, future))
+            if not sent:
+                continue
+            replies = await self._call(generation, [command for command, _ in sent])
+            for (_, future), reply in zip(sent, replies, strict=True):
+                if not future.done():
+                    future.set_result(reply)
+
+    async def _call(self, generation: int, commands: Sequence[Command]) -> Sequence[Reply]:
+        batch = encode_batch(generation, commands)
+        try:
+            async with asyncio.timeout(self._limits.call_timeout_s):
+                actor = await self._actors.get(self._name)
+                return decode_replies(await actor.decide_batch(batch))
+        except (ActorLost, TimeoutError) as failure:
+            log.warning("calendar_actor_lost", lane=self._name, reason=type(failure).__name__, commands=len(commands))
+            self._actors.forget(self._name)
+            return [NotDecided(why=RefusedFor.NOT_ACTIVE)] * len(commands)
+
+
+def encode_batch(generation: int, commands: Sequence[Command]) -> bytes:
+    """Commands in wire form."""
+    return orjson.dumps([WIRE_VERSION, generation, [[wire_name(command), command] for command in commands]])
+
+
+def decode_batch(batch: bytes) -> tuple[int, list[Command]]:
+    """The generation and commands of a batch.
+
+    Raises:
+        ValueError: it was made by a release that speaks another version.
+    """
+    version, generation, commands = orjson.loads(batch)
+    if version != WIRE_VERSION:
+        raise ValueError(f"batch of wire version {version}, this release speaks {WIRE_VERSION}")
+    return generation, [from_wire(name, data) for name, data in commands]
+
+
+def encode_replies(replies: Sequence[Reply]) -> bytes:
+    """Replies in wire form."""
+    return orjson.dumps([[wire_name(reply), reply] for reply in replies])
+
+
+def decode_replies(replies: bytes) -> list[Reply]:
+    """The replies, their answers as plain JSON data."""
+    return [from_wire(name, data) for name, data in orjson.loads(replies)]
+
+
+# Ray
+
+JournalFactory = Callable[[], Journal]
+
+
+class RayCalendarActor:
+    """``CalendarActor`` behind Ray's door: bytes in, bytes out. Cheap to construct; connects when first used."""
+
+    def __init__(self, make_journal: JournalFactory, policy: Policy, limits: ActorLimits) -> None:
+        self._actor = CalendarActor(
+            journal=make_journal(), policy=policy, limits=limits, clock=lambda: datetime.now(UTC)
+        )
+        self._frozen = False
+
+    async def decide_batch(self, batch: bytes) -> bytes:
+        """See ``CalendarActorRef``."""
+        if not self._frozen:
+            self._frozen = True
+            freeze_heap()
+        generation, commands = decode_batch(batch)
+        return encode_replies(await self._actor.decide_batch(generation, commands))
+
+    async def command_status(self, command_id: str, user_id: str) -> bool:
+        """See ``CalendarActorRef``."""
+        return self._actor.command_status(command_id, user_id) is not None
+
+    async def status(self) -> dict[str, Any]:
+        """Figures for operators."""
+        return self._actor.status()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Commit what is decided and take in nothing more."""
+        return await self._actor.drain(timeout_s)
+
+
+class RayCalendarActors:
+    """Calendar actors as named, detached Ray actors of one namespace. ``ray.init`` has been called."""
+
+    def __init__(
+        self,
+        *,
+        namespace: str,
+        make_journal: JournalFactory,
+        policy: Policy,
+        limits: ActorLimits,
+        cpus: float = 0.05,
+    ) -> None:
+        self._namespace = namespace
+        self._arguments = (make_journal, policy, limits)
+        self._cpus = cpus
+        self._refs: dict[str, _RayRef] = {}
+
+    async def get(self, name: str) -> CalendarActorRef:
+        """See ``CalendarActors``."""
+        ref = self._refs.get(name)
+        if ref is None:
+            try:
+                handle = await asyncio.to_thread(self._get_or_start, name)
+            except (RayError, ValueError, ConnectionError) as failure:
+                raise ActorLost(str(failure)) from failure
+            ref = self._refs[name] = _RayRef(handle)
+        return ref
+
+    def forget(self, name: str) -> None:
+        """See ``CalendarActors``."""
+        self._refs.pop(name, None)
+
+    async def running(self) -> dict[str, CalendarActorRef]:
+        """See ``CalendarActors``."""
+        handles = await asyncio.to_thread(self._running)
+        return {name: _RayRef(handle) for name, handle in handles.items()}
+
+    async def drain(self, timeout_s: float) -> None:
+        """Have every calendar actor commit what it has decided, then end it."""
+        handles = await asyncio.to_thread(self._running)
+        results = await asyncio.gather(
+            *(handle.drain.remote(timeout_s) for handle in handles.values()), return_exceptions=True
+        )
+        for (name, handle), result in zip(handles.items(), results, strict=True):
+            if result is not True:
+                log.warning("calendar_actor_not_drained", actor=name, reason=str(result))
+            ray.kill(handle)
+        self._refs.clear()
+
+    def _get_or_start(self, name: str) -> ActorHandle[Any]:
+        actor_class: Any = ray.remote(RayCalendarActor)
+        handle: ActorHandle[Any] = actor_class.options(
+            name=name,
+            namespace=self._namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=256,
+            num_cpus=self._cpus,
+        ).remote(*self._arguments)
+        return handle
+
+    def _running(self) -> dict[str, ActorHandle[Any]]:
+        found = {}
+        for entry in ray.util.list_named_actors(all_namespaces=True):
+            if entry["namespace"] == self._namespace and entry["name"].startswith(("calendars:", "calendar:")):
+                try:
+                    found[entry["name"]] = ray.get_actor(entry["name"], namespace=self._namespace)
+                except ValueError:
+                    continue
+        return found
+
+
+class _RayRef:
+    """A Ray handle as a ``CalendarActorRef``."""
+
+    def __init__(self, handle: ActorHandle[Any]) -> None:
+        self._handle = handle
+
+    async def decide_batch(self, batch: bytes) -> bytes:
+        try:
+            replies: bytes = await self._handle.decide_batch.remote(batch)
+        except RayError as failure:
+            raise ActorLost(type(failure).__name__) from failure
+        return replies
+
+    async def command_status(self, command_id: str, user_id: str) -> bool:
+        try:
+            pending: bool = await self._handle.command_status.remote(command_id, user_id)
+        except RayError as failure:
+            raise ActorLost(type(failure).__name__) from failure
+        return pending
+
+
+def freeze_heap() -> None:
+    """Keep the garbage collector off what start-up left behind: a full collection over Ray's heap takes 90 ms."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

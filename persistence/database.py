@@ -1,0 +1,53 @@
+"""The connections: one SQLAlchemy engine a process for what is not a calendar, and the migrations' entry point."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from alembic import command as alembic_command
+from alembic.config import Config
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def open_database(database_url: str, *, pool_max: int, statement_timeout_s: float = 10.0) -> AsyncEngine:
+    """An engine of at most ``pool_max`` connections; connects on first use.
+
+    Every connection gives up on a statement after ``statement_timeout_s`` and on a lock or an idle transaction
+    after the same time, so a stuck peer cannot hold a request for ever.
+    """
+    timeout_ms = int(statement_timeout_s * 1000)
+    options = (
+        f"-c statement_timeout={timeout_ms} -c lock_timeout={timeout_ms} "
+        f"-c idle_in_transaction_session_timeout={timeout_ms} -c timezone=UTC"
+    )
+    return create_async_engine(
+        sqlalchemy_url(database_url),
+        pool_size=pool_max,
+        max_overflow=0,
+        pool_timeout=statement_timeout_s,
+        pool_pre_ping=True,
+        connect_args={"options": options, "connect_timeout": 5, "application_name": "zapis-api"},
+    )
+
+
+def sqlalchemy_url(database_url: str) -> str:
+    """``postgresql://…`` as libpq writes it, with the driver named for SQLAlchemy."""
+    url = make_url(database_url)
+    return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def libpq_url(database_url: str) -> str:
+    """The URL without SQLAlchemy's driver name, for psycopg itself."""
+    return make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+async def migrate(database_url: str) -> None:
+    """Bring the schema to the newest revision; safe to run from several processes at once (an advisory lock)."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["database_url"] = sqlalchemy_url(database_url)
+    await asyncio.to_thread(alembic_command.upgrade, config, "head")

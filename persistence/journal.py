@@ -1,0 +1,422 @@
+"""The journal in PostgreSQL: see ``actors.journal`` for its promises.
+
+A transaction is one call of the function ``journal_append`` on a connection of its own (see the migrations); claims,
+loads and look-ups use a small pool beside it. Which errors mean what:
+
+- the connection was lost while the call was under way: ``OutcomeUnknown``;
+- the server answered with an error: nothing was committed. A stale fence is ``StaleEpoch``; trouble of the server
+  (shutting down, no disk, too many connections) is ``JournalUnavailable``; everything else is a ``Conflict``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+import psycopg
+import structlog
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from actors.calendar import Busy, Calendar, Facts, Hold, Reservation, Slot
+from actors.journal import (
+    Append,
+    Claim,
+    Conflict,
+    JournalUnavailable,
+    NewerPlacement,
+    NoSuchCalendar,
+    OutcomeUnknown,
+    StaleEpoch,
+    StoredAnswer,
+)
+from actors.messages import AppointmentState, AppointmentStatus, Window, wire_name
+from persistence.database import libpq_url
+from persistence.identifiers import new_id
+from persistence.outbox import intents
+
+log = structlog.get_logger()
+
+LOADED_BACK = timedelta(days=1)
+"""A calendar is loaded from this long ago on: its "today", in every time zone."""
+
+_STALE = "ZP001"
+_SERVER_TROUBLE = ("53", "57", "58", "25006", "XX")
+"""SQLSTATE classes (PostgreSQL, appendix A): resources, operator intervention, system, read-only, internal."""
+
+
+class PostgresJournal:
+    """``actors.journal.Journal`` on PostgreSQL. Connects when first used; belongs to one event loop."""
+
+    def __init__(self, *, database_url: str, live_appointments_max: int, holds_max: int) -> None:
+        self._url = libpq_url(database_url)
+        self._live_appointments_max = live_appointments_max
+        self._holds_max = holds_max
+        self._appending: psycopg.AsyncConnection[TupleRow] | None = None
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]] | None = None
+
+    async def append(self, append: Append) -> dict[str, StoredAnswer]:
+        """See ``Journal.append``."""
+        connection = await self._connection_to_append()
+        batch = orjson.dumps(self._batch(append)).decode()
+        try:
+            cursor = await connection.execute("SELECT journal_append(%s::json)", (batch,), prepare=True)
+            row = await cursor.fetchone()
+        except psycopg.Error as error:
+            if connection.broken or connection.closed:
+                self._appending = None
+                raise OutcomeUnknown(type(error).__name__) from error
+            raise _definite(error) from error
+        except asyncio.CancelledError:
+            self._appending = None
+            await connection.close()
+            raise
+        found = row[0] if row is not None and row[0] is not None else ()
+        return {
+            command_id: StoredAnswer(fingerprint=fingerprint, user_id=user_id, answer=answer)
+            for command_id, fingerprint, user_id, answer in found
+        }
+
+    async def claim(self, doctor_id: str, generation: int) -> Claim:
+        """See ``Journal.claim``. An old transaction that does not end within a second is terminated."""
+        async with self._connection() as connection:
+            pid = connection.info.backend_pid
+            claiming = asyncio.create_task(_claim(connection, doctor_id, generation))
+            try:
+                done, _ = await asyncio.wait({claiming}, timeout=1.0)
+                if not done:
+                    async with self._connection() as other:
+                        await other.execute(
+                            "SELECT pg_terminate_backend(blocking) FROM unnest(pg_blocking_pids(%s)) AS blocking",
+                            (pid,),
+                        )
+                        log.warning("blocking_backends_terminated")
+                return await claiming
+            finally:
+                claiming.cancel()
+
+    async def load(self, doctor_id: str, now: datetime) -> Calendar:
+        """See ``Journal.load``: one REPEATABLE READ snapshot."""
+        async with self._connection() as connection, connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            return await _load(connection, doctor_id, now.astimezone(UTC) - LOADED_BACK)
+
+    async def look_up(self, command_ids: Iterable[str]) -> dict[str, StoredAnswer]:
+        """See ``Journal.look_up``."""
+        wanted = list(command_ids)
+        if not wanted:
+            return {}
+        async with self._connection() as connection:
+            cursor = await connection.execute(
+                "SELECT command_id::text, fingerprint, user_id::text, answer FROM command"
+                " WHERE command_id = ANY(%s::uuid[])",
+                (wanted,),
+            )
+            return {
+                command_id: StoredAnswer(fingerprint=fingerprint, user_id=user_id, answer=answer)
+                for command_id, fingerprint, user_id, answer in await cursor.fetchall()
+            }
+
+    async def facts(self, patient_ids: Iterable[str], user_ids: Iterable[str], move_ids: Iterable[str]) -> Facts:
+        """See ``Journal.facts``."""
+        busy: dict[str, list[Busy]] = {}
+        holds: dict[str, list[tuple[str, datetime]]] = {}
+        async with self._connection() as connection:
+            cursor = await connection.execute(
+                "SELECT patient_id::text, id::text, doctor_id::text, starts_at, ends_at FROM appointment"
+                " WHERE live AND patient_id = ANY(%s::uuid[])",
+                (list(patient_ids),),
+            )
+            for patient_id, appointment_id, doctor_id, start, end in await cursor.fetchall():
+                busy.setdefault(patient_id, []).append(
+                    Busy(appointment_id=appointment_id, doctor_id=doctor_id, start=start, end=end)
+                )
+            cursor = await connection.execute(
+                "SELECT user_id::text, doctor_id::text, expires_at FROM hold WHERE user_id = ANY(%s::uuid[])",
+                (list(user_ids),),
+            )
+            for user_id, doctor_id, expires_at in await cursor.fetchall():
+                holds.setdefault(user_id, []).append((doctor_id, expires_at))
+            cursor = await connection.execute(
+                "SELECT id::text, state FROM move WHERE id = ANY(%s::uuid[])", (list(move_ids),)
+            )
+            moves = dict(await cursor.fetchall())
+        return Facts(busy=busy, holds=holds, moves=moves)
+
+    async def close(self) -> None:
+        """See ``Journal.close``."""
+        if self._appending is not None:
+            await self._appending.close()
+            self._appending = None
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None
+
+    def _batch(self, append: Append) -> dict[str, Any]:
+        """The argument of ``journal_append``; parts with nothing in them are left out."""
+        outbox = [
+            {
+                "id": new_id(),
+                "kind": kind,
+                "doctor_id": row.doctor_id,
+                "sequence": row.sequence,
+                "appointment_id": appointment_id,
+                "version": version,
+                "due_at": row.at,
+            }
+            for row in append.events
+            for kind, appointment_id, version in intents(row.event)
+        ]
+        batch: dict[str, Any] = {
+            "calendars": append.calendars,
+            "locks": sorted(_lock_key(each) for each in append.patients | append.holders),
+            "events": [
+                {
+                    "doctor_id": row.doctor_id,
+                    "sequence": row.sequence,
+                    "epoch": row.epoch,
+                    "at": row.at,
+                    "kind": wire_name(row.event),
+                    "payload": row.event,
+                    "command_id": row.command_id,
+                }
+                for row in append.events
+            ],
+            "commands": append.commands,
+            "new_slots": append.new_slots,
+            "slots": append.slots,
+            "holds": append.holds,
+            "holds_gone": append.holds_gone,
+            "appointments": append.appointments,
+            "closures": append.closures,
+            "closures_removed": append.closures_removed,
+            "moves_reserved": [row for row in append.moves if row["state"] == "reserved"],
+            "moves_changed": [row for row in append.moves if row["state"] != "reserved"],
+            "outbox": outbox,
+            "audit": [
+                {
+                    "id": new_id(),
+                    "at": row.at,
+                    "user_id": row.user_id,
+                    "role": row.role,
+                    "action": row.action,
+                    "subject": row.subject,
+                    "subject_id": row.subject_id,
+                    "override": row.override,
+                }
+                for row in append.audit
+            ],
+            "patients": list(append.patients),
+            "limited_patients": list(append.limited_patients),
+            "holders": list(append.holders),
+            "look_up": append.look_up,
+        }
+        batch = {name: part for name, part in batch.items() if part}
+        batch["live_appointments_max"] = self._live_appointments_max
+        batch["holds_max"] = self._holds_max
+        batch["now"] = max((row.at for row in append.events), default=None)
+        return batch
+
+    async def _connection_to_append(self) -> psycopg.AsyncConnection[TupleRow]:
+        """The one connection that appends; lost before the call means that nothing was committed."""
+        if self._appending is None or self._appending.closed:
+            try:
+                self._appending = await psycopg.AsyncConnection.connect(
+                    self._url, autocommit=True, options=_OPTIONS, application_name="zapis-journal", **_CONNECT
+                )
+            except (psycopg.Error, OSError) as error:
+                raise JournalUnavailable(type(error).__name__) from error
+        return self._appending
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        """A pooled connection in autocommit; every failure on it is ``JournalUnavailable``, nothing was committed."""
+        if self._pool is None:
+            self._pool = AsyncConnectionPool(
+                self._url,
+                min_size=1,
+                max_size=4,
+                open=False,
+                timeout=5.0,
+                max_waiting=1000,
+                reconnect_timeout=5.0,
+                check=AsyncConnectionPool.check_connection,
+                kwargs={"autocommit": True, "options": _OPTIONS, "application_name": "zapis-journal", **_CONNECT},
+            )
+            await self._pool.open(wait=False)
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except (psycopg.Error, PoolTimeout, OSError) as error:
+            raise JournalUnavailable(type(error).__name__) from error
+
+
+_CONNECT: dict[str, Any] = {
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+_OPTIONS = (
+    "-c timezone=UTC -c statement_timeout=10s -c lock_timeout=5s"
+    " -c idle_in_transaction_session_timeout=2s -c client_connection_check_interval=1s"
+)
+
+
+def _definite(error: psycopg.Error) -> Exception:
+    """What an error that the server answered with means: nothing was committed, and why."""
+    state = error.sqlstate or ""
+    if state == _STALE:
+        detail = error.diag.message_detail or ""
+        return StaleEpoch(detail.split(","))
+    if state.startswith(_SERVER_TROUBLE):
+        return JournalUnavailable(state)
+    return Conflict(f"{state} {error.diag.constraint_name or ''}".strip())
+
+
+def _lock_key(identifier: str) -> int:
+    """A 63-bit key for an advisory lock: the low, random bits of a UUID."""
+    return int(identifier[-17:].replace("-", ""), 16) & (1 << 63) - 1
+
+
+_SLOTS = """
+SELECT s.id::text, s.starts_at, s.ends_at, s.location_id::text, s.service_id::text, s.blocked, s.status = 'cancelled'
+FROM slot AS s WHERE s.doctor_id = %(doctor_id)s AND s.starts_at >= %(since)s
+UNION
+SELECT s.id::text, s.starts_at, s.ends_at, s.location_id::text, s.service_id::text, s.blocked, s.status = 'cancelled'
+FROM slot AS s WHERE s.doctor_id = %(doctor_id)s AND s.starts_at < %(since)s AND s.id IN (
+    SELECT slot_id FROM appointment WHERE doctor_id = %(doctor_id)s AND live
+    UNION SELECT target_slot_id FROM move
+    WHERE target_doctor_id = %(doctor_id)s AND state IN ('reserved', 'moved', 'aborted'))
+ORDER BY 2
+"""
+"""A calendar's slots from a time on, and older ones that someone still has."""
+
+
+async def _claim(connection: psycopg.AsyncConnection[TupleRow], doctor_id: str, generation: int) -> Claim:
+    async with connection.transaction():
+        cursor = await connection.execute(
+            "UPDATE calendar SET epoch = epoch + 1"
+            " WHERE doctor_id = %s AND coalesce((SELECT generation FROM placement), 0) <= %s RETURNING epoch",
+            (doctor_id, generation),
+        )
+        row = await cursor.fetchone()
+        if row is not None:
+            return Claim(epoch=row[0])
+        cursor = await connection.execute("SELECT generation FROM placement")
+        placed = await cursor.fetchone()
+    if placed is not None and placed[0] > generation:
+        raise NewerPlacement(placed[0])
+    raise NoSuchCalendar(doctor_id)
+
+
+async def _load(connection: psycopg.AsyncConnection[TupleRow], doctor_id: str, since: datetime) -> Calendar:
+    cursor = await connection.execute("SELECT sequence, last_event_at FROM calendar WHERE doctor_id = %s", (doctor_id,))
+    row = await cursor.fetchone()
+    if row is None:
+        raise NoSuchCalendar(doctor_id)
+    calendar = Calendar(doctor_id, sequence=row[0], last_event_at=row[1])
+    cursor = await connection.execute(
+        "SELECT id::text, windows, created_by::text FROM closure"
+        " WHERE doctor_id = %s AND removed_at IS NULL AND ends_at >= %s",
+        (doctor_id, since),
+    )
+    for closure_id, windows, created_by in await cursor.fetchall():
+        calendar.put_closure(closure_id, tuple(_window(window) for window in windows), created_by)
+    shared: dict[str, str] = {}
+    cursor = await connection.execute(_SLOTS, {"doctor_id": doctor_id, "since": since})
+    for slot_id, start, end, location_id, service_id, blocked, cancelled in await cursor.fetchall():
+        calendar.put_slot(
+            Slot(
+                id=slot_id,
+                start=start,
+                end=end,
+                location_id=shared.setdefault(location_id, location_id),
+                service_id=None if service_id is None else shared.setdefault(service_id, service_id),
+                blocked=blocked,
+                cancelled=cancelled,
+            )
+        )
+    cursor = await connection.execute(
+        "SELECT id::text, slot_id::text, user_id::text, expires_at FROM hold WHERE doctor_id = %s", (doctor_id,)
+    )
+    for hold_id, slot_id, user_id, expires_at in await cursor.fetchall():
+        if slot_id in calendar.slots:
+            calendar.put_hold(Hold(id=hold_id, slot_id=slot_id, user_id=user_id, expires_at=expires_at))
+    coming = await _load_appointments(connection, calendar, since)
+    await _load_moves(connection, calendar, coming)
+    return calendar
+
+
+async def _load_appointments(
+    connection: psycopg.AsyncConnection[TupleRow], calendar: Calendar, since: datetime
+) -> dict[str, AppointmentState]:
+    """Put the appointments in place; those that are to be taken in from a move are returned by move."""
+    cursor = await connection.execute(
+        "SELECT open_move_id::text, id::text, patient_id::text, booked_by::text, slot_id::text, location_id::text,"
+        " service_id::text, starts_at, ends_at, status, version, moves, created_at, updated_at FROM appointment"
+        " WHERE doctor_id = %s AND (live OR ends_at >= %s)",
+        (calendar.doctor_id, since),
+    )
+    coming = {}
+    for move_id, *columns in await cursor.fetchall():
+        appointment = _appointment(columns, calendar)
+        if move_id is None:
+            calendar.put_appointment(appointment)
+        else:
+            coming[move_id] = appointment
+    calendar.changes = type(calendar.changes)()
+    return coming
+
+
+def _appointment(columns: list[Any], calendar: Calendar) -> AppointmentState:
+    appointment_id, patient_id, booked_by, slot_id, location_id, service_id, start, end, status, *rest = columns
+    version, moves, created_at, updated_at = rest
+    slot = calendar.slots.get(slot_id)
+    if slot is not None:
+        slot_id, location_id, service_id, start, end = slot.id, slot.location_id, slot.service_id, slot.start, slot.end
+    return AppointmentState(
+        id=appointment_id,
+        patient_id=patient_id,
+        booked_by=booked_by,
+        slot_id=slot_id,
+        location_id=location_id,
+        service_id=service_id,
+        start=start,
+        end=end,
+        status=AppointmentStatus(status),
+        version=version,
+        moves=moves,
+        created_at=created_at,
+        updated_at=created_at if updated_at == created_at else updated_at,
+    )
+
+
+async def _load_moves(
+    connection: psycopg.AsyncConnection[TupleRow], calendar: Calendar, coming: dict[str, AppointmentState]
+) -> None:
+    cursor = await connection.execute(
+        "SELECT id::text, target_slot_id::text, appointment_id::text, state FROM move"
+        " WHERE target_doctor_id = %s AND state IN ('reserved', 'moved', 'aborted')",
+        (calendar.doctor_id,),
+    )
+    for move_id, slot_id, appointment_id, state in await cursor.fetchall():
+        calendar.put_reservation(
+            Reservation(
+                move_id=move_id,
+                slot_id=slot_id,
+                appointment_id=appointment_id,
+                moved=coming.get(move_id) if state == "moved" else None,
+                aborted=state == "aborted",
+            )
+        )
+
+
+def _window(plain: list[Any]) -> Window:
+    location_id, start, end = plain
+    return Window(location_id=location_id, start=datetime.fromisoformat(start), end=datetime.fromisoformat(end))
