@@ -167,10 +167,8 @@ def test_the_demo_is_right_on_every_weekday(days: int) -> None:
     days_open = {slot.start.date() for slot in opened}
     assert days_open >= {today + timedelta(days=number) for number in range(28)}
 
-    (("locations: [North, East]", "locations: [North, Est]", "there is no location 'Est'; did you mean 'East'?"),)
 
-
-# What is wrong. Each case changes the good file in one place and says what is then told, but for the line, which is found.
+# What is wrong. Each case changes the good file in one place, and says what is then told of that line.
 
 WRONG = [
     # keys
