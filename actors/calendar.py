@@ -371,6 +371,11 @@ def decide(calendar: Calendar, command: Command, now: datetime, policy: Policy, 
             return _reserve_for_move(calendar, command, now, policy)
         case messages.MoveOut():
             return _move_out(calendar, command, now, policy, facts)
+        case messages.AbortMove():
+            if facts.moves.get(command.move_id, "reserved") != "reserved":
+                return Decision()
+            refused = MoveRefused(move_id=command.move_id, target_doctor_id=command.target_doctor_id, code="abandoned")
+            return Decision(events=(refused,))
         case messages.FinishMove():
             return _finish_move(calendar, command)
         case messages.ExpireHolds():

@@ -39,6 +39,7 @@ from actors.journal import (
     move_row,
 )
 from actors.messages import (
+    AbortMove,
     AppointmentBooked,
     AppointmentMovedOut,
     AppointmentRescheduled,
@@ -122,7 +123,7 @@ class _Entry:
         if isinstance(self.outcome, Rejected):
             return self.told_pending
         return not (
-            isinstance(self.command, ReserveForMove | FinishMove | ExpireHolds)
+            isinstance(self.command, ReserveForMove | AbortMove | FinishMove | ExpireHolds)
             or (isinstance(self.command, PublishSlots | CloseCalendar) and self.command.dry_run)
         )
 
@@ -438,7 +439,11 @@ class CalendarActor:
                 append.look_up.append(command.command_id)
             if entry.stores_answer:
                 append.commands.append(_command_row(entry))
-            if entry.events and command.requester.staff and not isinstance(command, FinishMove | ExpireHolds):
+            if (
+                entry.events
+                and command.requester.staff
+                and not isinstance(command, AbortMove | FinishMove | ExpireHolds)
+            ):
                 append.audit.append(_audit_row(entry))
         for doctor_id, activation in calendars.items():
             reached = max(
@@ -690,7 +695,7 @@ def _facts_wanted(entries: Iterable[_Entry], active: dict[str, _Activation]) -> 
                 patients.add(command.patient_id)
             case HoldSlot():
                 users.add(command.requester.user_id)
-            case MoveOut():
+            case MoveOut() | AbortMove():
                 moves.add(command.move_id)
             case _:
                 pass

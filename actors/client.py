@@ -372,12 +372,12 @@ class RayCalendarActors:
     async def drain(self, timeout_s: float) -> None:
         """Have every calendar actor commit what it has decided, then end it."""
         handles = await asyncio.to_thread(self._running)
-        results = await asyncio.gather(
+        results: list[object] = await asyncio.gather(
             *(handle.drain.remote(timeout_s) for handle in handles.values()), return_exceptions=True
         )
         for (name, handle), result in zip(handles.items(), results, strict=True):
             if result is not True:
-                log.warning("calendar_actor_not_drained", actor=name, reason=str(result))
+                log.warning("calendar_actor_not_drained", actor=name, result=type(result).__name__)
             ray.kill(handle)
         self._refs.clear()
 

@@ -269,6 +269,14 @@ class MoveOut(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AbortMove(Command):
+    """Instead of step (b), at the source: the move is given up while it is only reserved."""
+
+    move_id: str
+    target_doctor_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FinishMove(Command):
     """Step (c), at the target: take the appointment in, or release the slot (``appointment`` is none)."""
 
@@ -608,6 +616,7 @@ COMMANDS: tuple[type[Command], ...] = (
     CancelSlot,
     ReserveForMove,
     MoveOut,
+    AbortMove,
     FinishMove,
     ExpireHolds,
 )

@@ -1,0 +1,183 @@
+"""The composition root: everything an API process works with, made in one place from the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import ray
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from actors.calendar_actor import ActorLimits
+from actors.client import CalendarClient, ClientLimits, Placement, PlacementUnknown, RayCalendarActors, freeze_heap
+from actors.policy import Policy
+from cluster.moves import MoveDriver
+from cluster.settings import Settings, SettingsError, variable
+from cluster.supervisor import Supervisor
+from persistence.database import open_database
+from persistence.journal import PostgresJournal
+from persistence.repositories.placement import Placements
+from persistence.sealed import Vault
+from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What requests are served with. One for each process and event loop."""
+
+    settings: Settings
+    policy: Policy
+    vault: Vault
+    database: AsyncEngine
+    redis: Redis
+    calendar_actors: RayCalendarActors
+    calendars: CalendarClient
+    moves: MoveDriver
+    supervisor: Supervisor
+
+    def unit_of_work(self) -> UnitOfWork:
+        """A transaction for one request."""
+        return UnitOfWork(self.database, self.vault)
+
+
+async def open_services(settings: Settings) -> Services:
+    """Connect to Ray and put the rest in place; PostgreSQL and Valkey are connected to when first needed.
+
+    Raises:
+        SettingsError: a setting that is needed here is missing.
+        ConnectionError: there is no Ray at its address.
+        DatabaseUnavailable: the placement could not be read.
+    """
+    database_url = _required(settings.database_url, "database_url")
+    policy = policy_of(settings)
+    vault = Vault(master_key(settings))
+    database = open_database(database_url, pool_max=settings.database_pool_max)
+    redis = Redis.from_url(
+        _required(settings.redis_url, "redis_url"), socket_timeout=0.5, socket_connect_timeout=0.5, protocol=3
+    )
+    await asyncio.to_thread(
+        ray.init,
+        address=_required(settings.ray_address, "ray_address"),
+        namespace=settings.ray_namespace,
+        log_to_driver=False,
+        configure_logging=False,
+        ignore_reinit_error=True,
+    )
+    placement = await _place(database, vault, settings)
+    actors = calendar_actors(settings, policy)
+    calendars = CalendarClient(
+        actors=actors,
+        read_placement=partial(_read_placement, database, vault, placement),
+        limits=ClientLimits(lane_depth_max=settings.lane_depth_max, lane_batch_max=settings.lane_batch_max),
+    )
+    moves = MoveDriver(database=database, calendars=calendars, deadline_s=settings.request_deadline_s)
+    supervisor = Supervisor(database=database, calendars=calendars, moves=moves)
+    supervisor.start()
+    freeze_heap()
+    return Services(
+        settings=settings,
+        policy=policy,
+        vault=vault,
+        database=database,
+        redis=redis,
+        calendar_actors=actors,
+        calendars=calendars,
+        moves=moves,
+        supervisor=supervisor,
+    )
+
+
+async def close_services(services: Services) -> None:
+    """Let everything go. The calendar actors stay: other API processes use them too."""
+    await services.supervisor.stop()
+    await services.calendars.close()
+    await services.redis.aclose()
+    await services.database.dispose()
+    await asyncio.to_thread(ray.shutdown)
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The clinic's rules."""
+    return Policy(
+        book_cutoff=timedelta(minutes=settings.book_cutoff_minutes),
+        move_cutoff=timedelta(minutes=settings.move_cutoff_minutes),
+        cancel_cutoff=timedelta(minutes=settings.cancel_cutoff_minutes),
+        horizon=timedelta(days=settings.horizon_days) if settings.horizon_days else None,
+        hold_ttl=timedelta(seconds=settings.hold_ttl_s),
+        live_appointments_max=settings.live_appointments_max,
+        holds_max=settings.holds_max,
+        moves_max=settings.moves_max,
+        cross_doctor_moves=settings.cross_doctor_moves,
+    )
+
+
+def calendar_actors(settings: Settings, policy: Policy) -> RayCalendarActors:
+    """The calendar actors of this deployment; ``ray.init`` has been called."""
+    return RayCalendarActors(
+        namespace=settings.ray_namespace,
+        make_journal=partial(
+            PostgresJournal,
+            database_url=_required(settings.database_url, "database_url"),
+            live_appointments_max=policy.live_appointments_max,
+            holds_max=policy.holds_max,
+        ),
+        policy=policy,
+        limits=ActorLimits(
+            commit_timeout_s=settings.commit_timeout_s,
+            journal_backlog_max=settings.journal_backlog_max,
+            redecide_max=settings.redecide_max,
+            active_calendars_max=settings.active_calendars_max,
+            calendar_idle_s=settings.calendar_idle_s,
+        ),
+    )
+
+
+def master_key(settings: Settings) -> bytes:
+    """The key over all personal data, from the setting or the file it names.
+
+    Raises:
+        SettingsError: there is none, or it is not the base64 of 32 bytes.
+    """
+    encoded = settings.master_key
+    if encoded is None:
+        path: Path | None = settings.master_key_file
+        if path is None:
+            raise SettingsError(f"{variable('master_key')} or {variable('master_key_file')}: one of them is needed")
+        try:
+            encoded = path.read_text().strip()
+        except OSError as error:
+            raise SettingsError(f"{variable('master_key_file')}: {path}: {error.strerror}") from None
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise SettingsError(f"{variable('master_key')}: should be the base64 of 32 bytes")
+    return key
+
+
+def _required(value: str | None, name: str) -> str:
+    if value is None:
+        raise SettingsError(f"{variable(name)}: is needed and not set")
+    return value
+
+
+async def _place(database: AsyncEngine, vault: Vault, settings: Settings) -> Placement:
+    """Have the placement that the settings ask for; with several API processes the last to start decides."""
+    async with UnitOfWork(database, vault) as work:
+        return await Placements(work.connection).put(
+            dedicated=settings.calendar_placement == "dedicated", actors=settings.calendar_actors
+        )
+
+
+async def _read_placement(database: AsyncEngine, vault: Vault, at_start: Placement) -> Placement:
+    try:
+        async with UnitOfWork(database, vault) as work:
+            return await Placements(work.connection).read() or at_start
+    except DatabaseUnavailable as failure:
+        raise PlacementUnknown from failure
