@@ -43,7 +43,7 @@ FIRST_DAY = date(1900, 1, 1)
 LAST_DAY = date(9998, 12, 31)
 
 _ZONE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*")
-_NOT_PLACES = ("localtime", "posixrules", "Factory", "posix/", "right/")
+_OTHER_TABLES = ("posix/", "right/")
 
 
 class Weekday(StrEnum):
@@ -196,11 +196,11 @@ def zone(name: str) -> ZoneInfo:
     """The time zone of that IANA name.
 
     Raises:
-        ValueError: there is none. Names that stand for this machine's own settings, or for no place, are none.
+        ValueError: there is none. Names that are neither UTC nor an area and a place, such as EST and localtime, are none.
     """
-    known = len(name) <= ZONE_LENGTH_MAX and _ZONE_NAME.fullmatch(name) and not name.startswith(_NOT_PLACES)
+    known = len(name) <= ZONE_LENGTH_MAX and _ZONE_NAME.fullmatch(name) and not name.startswith(_OTHER_TABLES)
     try:
-        if known:
+        if known and (name == "UTC" or "/" in name):
             return ZoneInfo(name)
     except (LookupError, OSError, ValueError):
         pass  # What ZoneInfo raises depends on what it stumbles over: no file, a directory, a file that is no zone.

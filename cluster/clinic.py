@@ -183,7 +183,7 @@ class _Reader:
         schedules = self._schedules(fields, locations, services)
         doctor = Doctor(
             login=fields.read("login", field.login, ""),
-            name=fields.read("name", field.text, ""),
+            name=fields.read("name", field.person, ""),
             email=fields.read("email", field.email, ""),
             phone=fields.read("phone", field.phone, ""),
             specialties=self._names(fields, "specialties", "specialty", None, least=1),
@@ -201,14 +201,14 @@ class _Reader:
         children: dict[str, Child] = {}
         for child_node, child_path in fields.each("children", most=CHILDREN_PER_PATIENT_MAX):
             child = Fields(self.faults, child_node, child_path, "name birth_date")
-            name = child.read("name", field.text, "")
+            name = child.read("name", field.person, "")
             if name and name in children:
                 child.fault("name", f"{quoted(name)} is here twice")
             birth_date = child.read("birth_date", field.birth_date(self._today), self._today)
             children[name] = Child(name=name, birth_date=birth_date)
         patient = Patient(
             login=fields.read("login", field.login, ""),
-            name=fields.read("name", field.text, ""),
+            name=fields.read("name", field.person, ""),
             birth_date=fields.read("birth_date", field.birth_date(self._today), self._today),
             email=fields.read("email", field.email, ""),
             phone=fields.read("phone", field.phone, ""),
@@ -219,7 +219,7 @@ class _Reader:
 
     def _visit(self, node: Node, path: str) -> Visit | None:
         fields = Fields(self.faults, node, path, "patient doctor day", "child time slot reason")
-        patient, doctor = fields.read("patient", field.text, ""), fields.read("doctor", field.text, "")
+        patient, doctor = fields.read("patient", field.login, ""), fields.read("doctor", field.login, "")
         child = fields.read("child", field.text, None)
         reason = fields.read("reason", lambda scalar: field.text(scalar, REASON_LENGTH_MAX), None)
         day = fields.read("day", field.whole(0, PUBLISH_DAYS_MAX), 0)

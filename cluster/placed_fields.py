@@ -29,7 +29,6 @@ _DAY_FROM_TODAY = re.compile(r"today(?: *([+-]) *([0-9]{1,4}))?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,15}")
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})")
-_LOGIN = re.compile(r"[a-z0-9][a-z0-9._-]{2,63}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _NOT_TEXT = re.compile(r"~|null|true|false|[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
@@ -176,6 +175,14 @@ def text(scalar: Scalar, most: int = TEXT_LENGTH_MAX) -> str:
     return words
 
 
+def person(scalar: Scalar) -> str:
+    """What somebody is called."""
+    name = text(scalar)
+    if not any(character.isalnum() for character in name):
+        raise ValueError("must have a letter")
+    return name
+
+
 def whole(least: int, most: int) -> Callable[[Scalar], int]:
     def reader(scalar: Scalar) -> int:
         if scalar.quoted or not _WHOLE.fullmatch(scalar.text):
@@ -245,16 +252,21 @@ def zone_name(scalar: Scalar) -> str:
 
 
 def login(scalar: Scalar) -> str:
-    if not _LOGIN.fullmatch(scalar.text):
-        raise ValueError("must be 3 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit")
-    return scalar.text
+    """The login as it is compared."""
+    name = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", scalar.text).casefold())
+    if not 3 <= len(name) <= 64 or not all(character.isalnum() or character in "._-@+" for character in name):
+        raise ValueError("must be 3 to 64 letters, digits and . _ - @ +")
+    return name
 
 
 def email(scalar: Scalar) -> str:
     try:
-        return validate_email(scalar.text, check_deliverability=False).normalized
-    except EmailNotValidError as error:
-        raise ValueError(f"{quoted(scalar.text)} is not an e-mail address") from error
+        address = validate_email(scalar.text, check_deliverability=False, globally_deliverable=False)
+    except EmailNotValidError:
+        address = None
+    if address is None or "." not in (address.ascii_domain or "").strip("."):
+        raise ValueError(f"{quoted(scalar.text)} is not an e-mail address")
+    return address.normalized
 
 
 def phone(scalar: Scalar) -> str:
@@ -263,7 +275,7 @@ def phone(scalar: Scalar) -> str:
         number = phonenumbers.parse(scalar.text)
     except phonenumbers.NumberParseException:
         number = None
-    if number is None or not phonenumbers.is_valid_number(number):
+    if number is None or number.extension or not phonenumbers.is_possible_number(number):
         raise ValueError(f"{quoted(scalar.text)} is not a phone number with its country, such as +12025550123")
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 
