@@ -1,0 +1,227 @@
+"""The types of what comes in and goes out: what is accepted, in which form it is kept, how it looks in JSON.
+
+Each is an annotated type for models and parameters, so a field that is declared with one is checked and normalised. What
+is refused gives a ``ValueError`` whose message is for the caller and quotes nothing of what they sent.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import uuid
+from datetime import UTC, date, datetime
+from functools import lru_cache
+from typing import Annotated, Any, Final
+from zoneinfo import available_timezones
+
+import phonenumbers
+from email_validator import EmailNotValidError, validate_email
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+
+YEAR_MIN: Final = 1900
+YEAR_MAX: Final = 2200
+_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
+_LOCALE: Final = re.compile(r"([A-Za-z]{2,3})(?:-([A-Za-z]{4}))?(?:-([A-Za-z]{2}|\d{3}))?", re.ASCII)
+_LOGIN_PUNCTUATION: Final = frozenset("._-@+")
+
+
+class Body(BaseModel):
+    """What a request may carry; a field that is not known is refused, so that a misspelt one is not lost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Answer(BaseModel):
+    """What is answered."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+def _instant(value: object) -> object:
+    if isinstance(value, datetime):
+        return value
+    if not isinstance(value, str) or _RFC3339.fullmatch(value) is None:
+        raise ValueError("This should be an instant with its offset, as 2026-11-24T09:00:00Z.")
+    return value.upper()
+
+
+def _in_utc(value: datetime) -> datetime:
+    if not YEAR_MIN < value.year < YEAR_MAX:
+        raise ValueError(f"This should lie between the years {YEAR_MIN} and {YEAR_MAX}.")
+    return value.astimezone(UTC)
+
+
+def _day(value: object) -> object:
+    if not isinstance(value, date) and (not isinstance(value, str) or _DATE.fullmatch(value) is None):
+        raise ValueError("This should be a date, as 2026-11-24.")
+    return value
+
+
+def _sane_day(value: date) -> date:
+    if not YEAR_MIN < value.year < YEAR_MAX:
+        raise ValueError(f"This should lie between the years {YEAR_MIN} and {YEAR_MAX}.")
+    return value
+
+
+def _id(value: str) -> str:
+    if _UUID.fullmatch(value) is None:
+        raise ValueError("This should be an id, as 019ab3c4-5d6e-7f80-9123-456789abcdef.")
+    return str(uuid.UUID(value))
+
+
+def _line(value: str) -> str:
+    value = unicodedata.normalize("NFC", value).strip()
+    if not value:
+        raise ValueError("This must not be empty.")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):
+        raise ValueError("This must be one line without control characters.")
+    return value
+
+
+def _text(value: str) -> str:
+    value = unicodedata.normalize("NFC", value).strip()
+    if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\r\t" for character in value):
+        raise ValueError("This must not contain control characters.")
+    return value
+
+
+def _named(value: str) -> str:
+    if not any(character.isalnum() for character in value):
+        raise ValueError("This should contain at least one letter.")
+    return value
+
+
+def _login(value: str) -> str:
+    login = normal_login(value)
+    if not 3 <= len(login) <= 64:
+        raise ValueError("A login should have 3 to 64 characters.")
+    if not all(character.isalnum() or character in _LOGIN_PUNCTUATION for character in login):
+        raise ValueError("A login should consist of letters, digits and . _ - @ + only.")
+    return login
+
+
+def _email(value: str) -> str:
+    try:
+        checked = validate_email(value, check_deliverability=False, globally_deliverable=False)
+    except EmailNotValidError:
+        raise ValueError("This should be an e-mail address, as anna@clinic.example.") from None
+    if checked.ascii_domain is None or "." not in checked.ascii_domain or checked.ascii_domain.startswith("["):
+        raise ValueError("This should be an e-mail address, as anna@clinic.example.")
+    return checked.normalized
+
+
+def _phone(value: str) -> str:
+    number = normal_phone(value)
+    if number is None:
+        raise ValueError("This should be a phone number with its country code, as +49 30 901820.")
+    return number
+
+
+def _timezone(value: str) -> str:
+    if value not in _zones():
+        raise ValueError("This should be an IANA time zone, as Europe/Berlin.")
+    return value
+
+
+def _locale(value: str) -> str:
+    match = _LOCALE.fullmatch(value)
+    if match is None:
+        raise ValueError("This should be a language tag, as en or pt-BR.")
+    language, script, region = match.groups()
+    parts = (language.lower(), script and script.title(), region and region.upper())
+    return "-".join(part for part in parts if part)
+
+
+def normal_login(value: str) -> str:
+    """The form in which logins are compared."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).strip().casefold())
+
+
+def normal_phone(value: str) -> str | None:
+    """A phone number in E.164, or ``None`` where it is not one with its country code."""
+    if not value.lstrip().startswith("+"):
+        return None
+    try:
+        number = phonenumbers.parse(value, None)
+    except phonenumbers.NumberParseException:
+        return None
+    if not phonenumbers.is_possible_number(number) or number.extension:
+        return None
+    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+
+
+def rfc3339(instant: datetime) -> str:
+    """An aware instant as it stands in JSON and headers: ``2026-11-24T09:00:00Z``."""
+    text = instant.astimezone(UTC).isoformat()
+    return text.removesuffix("+00:00") + "Z"
+
+
+@lru_cache(maxsize=1)
+def _zones() -> frozenset[str]:
+    return frozenset(zone for zone in available_timezones() if zone == "UTC" or "/" in zone)
+
+
+def _schema(example: str, **more: Any) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "examples": [example], **more})
+
+
+Id = Annotated[
+    str, AfterValidator(_id), _schema("019ab3c4-5d6e-7f80-9123-456789abcdef", format="uuid", minLength=36, maxLength=36)
+]
+"""An id in its 36 characters, in lower case from here on."""
+
+Instant = Annotated[
+    datetime, BeforeValidator(_instant), AfterValidator(_in_utc), _schema("2026-11-24T09:00:00Z", format="date-time")
+]
+"""An instant that names its offset; aware and in UTC from here on."""
+
+Day = Annotated[date, BeforeValidator(_day), AfterValidator(_sane_day), _schema("2026-11-24", format="date")]
+"""A day in the zone of whatever it is about."""
+
+Whole = Annotated[int, Strict()]
+"""A number without fraction; text, truth values and fractions are refused."""
+
+Flag = Annotated[bool, Strict()]
+"""``true`` or ``false``."""
+
+Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
+"""One line of text."""
+
+Text = Annotated[str, Field(max_length=2000), AfterValidator(_text)]
+"""A few lines of text."""
+
+PersonName = Annotated[
+    str, Field(min_length=1, max_length=200, examples=["Anna Petrova"]), AfterValidator(_line), AfterValidator(_named)
+]
+"""What a person is called."""
+
+Login = Annotated[
+    str, Field(max_length=200), AfterValidator(_login), _schema("anna.petrova", minLength=3, maxLength=64)
+]
+"""What a person signs in with, in its normal form from here on."""
+
+Email = Annotated[
+    str,
+    Field(max_length=254),
+    AfterValidator(_email),
+    _schema("anna.petrova@mail.example", format="email", maxLength=254),
+]
+"""An e-mail address in its normal form."""
+
+Phone = Annotated[
+    str, Field(max_length=40), AfterValidator(_phone), _schema("+49 30 901820", minLength=5, maxLength=40)
+]
+"""A phone number, in E.164 from here on."""
+
+Timezone = Annotated[str, Field(max_length=64), AfterValidator(_timezone), _schema("Europe/Berlin", maxLength=64)]
+"""The IANA name of a time zone."""
+
+Locale = Annotated[
+    str,
+    Field(max_length=12),
+    AfterValidator(_locale),
+    _schema("en", pattern="^[A-Za-z]{2,3}(-[A-Za-z]{4})?(-([A-Za-z]{2}|[0-9]{3}))?$"),
+]
+"""A language, perhaps with a script and a region (BCP 47)."""
