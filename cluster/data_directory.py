@@ -18,19 +18,19 @@ import secrets
 import socket
 import time
 from collections.abc import Container, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.settings import MASTER_KEY_BYTES
+from cluster.settings import MASTER_KEY_BYTES, OperatorError
 
 LOG_BYTES_MAX = 10 << 20
 LOOPBACK = "127.0.0.1"
 LOCK_ATTEMPTS = 6
 
 
-class DataDirectoryError(Exception):
-    """The directory cannot be used; the message is one line that names it."""
+class DataDirectoryError(OperatorError):
+    """The directory cannot be used; the message names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +39,10 @@ class Runtime:
 
     pid: int
     url: str
-    database_url: str
-    redis_url: str
-    ray_address: str
-    environment: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str]
+    """By name, as ``database_url``."""
+    environment: dict[str, str]
     """What a process needs in its environment to speak to that Ray."""
-    master_key_file: str | None = None
-    admin_login: str | None = None
-    admin_password: str | None = None
 
 
 class DataDirectory:

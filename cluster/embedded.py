@@ -28,7 +28,8 @@ import psycopg
 from psycopg import sql
 
 from cluster.data_directory import LOOPBACK, DataDirectory, is_port_free, write_private
-from cluster.processes import POLL_S, UNPRIVILEGED, Child, Program, end_left_over
+from cluster.processes import POLL_S, UNPRIVILEGED, Child, Program, end_left_over, left_over
+from cluster.settings import OperatorError
 
 START_ATTEMPTS = 3
 """How often a first start is tried when someone else takes the port in between."""
@@ -38,15 +39,16 @@ POSTGRES_CONNECTIONS_MAX = 200
 VALKEY_MEMORY_BYTES_MAX = 256 << 20
 RAY_OBJECT_STORE_BYTES = 256 << 20
 RAY_CPUS = 4
+LOG_TAIL_BYTES = 4096
 SOCKET_PATH_BYTES_MAX = 107
 RAY_SOCKET_TAIL = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 
-class StartFailed(Exception):
-    """A server cannot be started; the message is one line that says why."""
+class StartFailed(OperatorError):
+    """A server cannot be started; the message says why."""
 
 
-class EmbeddedServer(ABC):
+class Server(ABC):
     """A server in a child process."""
 
     name: str
@@ -55,8 +57,64 @@ class EmbeddedServer(ABC):
 
     def __init__(self, data: DataDirectory) -> None:
         self.data = data
-        self.port = 0
         self._child: Child | None = None
+
+    async def restart(self, deadline_s: float = 120.0) -> None:
+        """Start it where it was told to be; returns once it answers.
+
+        Raises:
+            StartFailed: it ended, or did not answer within ``deadline_s``; nothing of it is left.
+        """
+        program = self._program()
+        self._child = Child(program)
+        give_up_at = time.monotonic() + deadline_s
+        try:
+            while not await self._answers():
+                if (code := self._child.exit_code()) is not None:
+                    raise StartFailed(f"{self.title} ended at its start, {_why(program, code)}")
+                if time.monotonic() > give_up_at:
+                    raise StartFailed(f"{self.title} does not answer after {deadline_s:.0f} s{_where(program)}")
+                await asyncio.sleep(POLL_S)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End it and all it started; nothing of it runs when this returns."""
+        await self.end(self.stop_deadline_s)
+        await end_left_over(self.data.path, self.name)
+
+    async def end(self, deadline_s: float) -> None:
+        """End its process, by force after ``deadline_s``; what that one started may run on for a moment."""
+        if self._child is not None:
+            await self._child.stop(deadline_s)
+
+    def kill(self) -> None:
+        """End its process now."""
+        if self._child is not None:
+            self._child.kill()
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return 0 if self._child is None else self._child.exit_code()
+
+    async def died(self) -> int:
+        """Its exit code, once it has ended."""
+        return 0 if self._child is None else await self._child.wait()
+
+    @abstractmethod
+    def _program(self) -> Program: ...
+
+    @abstractmethod
+    async def _answers(self) -> bool: ...
+
+
+class EmbeddedServer(Server):
+    """A server on a port of loopback that was free when it was first started, and stays its own."""
+
+    def __init__(self, data: DataDirectory) -> None:
+        super().__init__(data)
+        self.port = 0
 
     @property
     @abstractmethod
@@ -67,7 +125,7 @@ class EmbeddedServer(ABC):
         """Returns once it answers.
 
         Raises:
-            StartFailed: it ended, or did not answer within ``deadline_s``.
+            StartFailed: as ``restart`` does.
         """
         await self._prepare()
         for attempt in range(START_ATTEMPTS):
@@ -79,45 +137,8 @@ class EmbeddedServer(ABC):
                 if attempt + 1 == START_ATTEMPTS or is_port_free(self.port):
                     raise
 
-    async def restart(self, deadline_s: float = 120.0) -> None:
-        """As ``start``, on the port it had: after it died, or was stopped."""
-        log = self.data.log(self.name)
-        self._child = Child(self._program(log))
-        give_up_at = time.monotonic() + deadline_s
-        try:
-            while not await self._answers():
-                if self._child.exit_code() is not None:
-                    raise StartFailed(f"{self.title} ended at its start: {_last_line(log)} (more in {log})")
-                if time.monotonic() > give_up_at:
-                    raise StartFailed(f"{self.title} does not answer after {deadline_s:.0f} s (see {log})")
-                await asyncio.sleep(POLL_S)
-        except BaseException:
-            await self.stop()
-            raise
-
-    async def stop(self) -> None:
-        """End it and all it started; nothing of it runs when this returns."""
-        if self._child is not None:
-            await self._child.stop(self.stop_deadline_s)
-            await end_left_over(self.data.path, self.name)
-            self._child = None
-
-    def exit_code(self) -> int | None:
-        """None while it runs."""
-        return self._child.exit_code() if self._child is not None else 0
-
-    async def died(self) -> int:
-        """Its exit code, once it has ended."""
-        return await self._child.wait() if self._child is not None else 0
-
     @abstractmethod
     async def _prepare(self) -> None: ...
-
-    @abstractmethod
-    def _program(self, log: Path) -> Program: ...
-
-    @abstractmethod
-    async def _answers(self) -> bool: ...
 
 
 class EmbeddedPostgres(EmbeddedServer):
@@ -177,6 +198,12 @@ class EmbeddedPostgres(EmbeddedServer):
         if self.data.recall("postgres_superuser") is None:
             raise StartFailed(f"{self.data.path}/secrets.json has lost the passwords of the database beside it")
 
+    async def restart(self, deadline_s: float = 120.0) -> None:
+        if not left_over(self.data.path, self.name):
+            # A killed server leaves it, and it stops the next one where its pid is a zombie or someone else's by now.
+            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+        await super().restart(deadline_s)
+
     async def _initialise(self, major: int) -> None:
         """Make the cluster under another name first: a start that was cut off leaves no half of one."""
         new = self._home / "new"
@@ -185,37 +212,35 @@ class EmbeddedPostgres(EmbeddedServer):
         write_private(password_file, self.data.secret("postgres_superuser"))
         _give_away(password_file)
         locale = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8") if major >= 17 else ("--locale=C.UTF-8",)
-        log = self.data.log("initdb")
-        initdb = Child(
-            Program(
-                name="initdb",
-                owner=self.data.path,
-                directory=self._home,
-                command=[
-                    str(self.binaries / "initdb"),
-                    "--username=postgres",
-                    "--auth=scram-sha-256",
-                    f"--pwfile={password_file}",
-                    "--encoding=UTF8",
-                    *locale,
-                    "--data-checksums",
-                    f"--pgdata={new}",
-                ],
-                environment={"LC_ALL": "C"},
-                log=log,
-                unprivileged=True,
-            )
+        program = Program(
+            name="initdb",
+            owner=self.data.path,
+            directory=self._home,
+            command=[
+                str(self.binaries / "initdb"),
+                "--username=postgres",
+                "--auth=scram-sha-256",
+                f"--pwfile={password_file}",
+                "--encoding=UTF8",
+                *locale,
+                "--data-checksums",
+                f"--pgdata={new}",
+            ],
+            environment={"LC_ALL": "C"},
+            log=self.data.log("initdb"),
+            unprivileged=True,
         )
+        initdb = Child(program)
         try:
             code = await initdb.wait()
         finally:
             await initdb.stop(1.0)
             password_file.unlink()
         if code != 0:
-            raise StartFailed(f"initdb failed: {_last_line(log)} (more in {log})")
+            raise StartFailed(f"initdb failed, {_why(program, code)}")
         new.rename(self._cluster)
 
-    def _program(self, log: Path) -> Program:
+    def _program(self) -> Program:
         options = {
             "listen_addresses": LOOPBACK,
             "max_connections": POSTGRES_CONNECTIONS_MAX,
@@ -239,7 +264,7 @@ class EmbeddedPostgres(EmbeddedServer):
                 *(part for name, value in options.items() for part in ("-c", f"{name}={value}")),
             ],
             environment={"LC_ALL": "C"},
-            log=log,
+            log=self.data.log(self.name),
             unprivileged=True,
             stop_signal=signal.SIGINT,  # A fast shutdown: sessions are ended, nothing committed is lost.
         )
@@ -306,7 +331,7 @@ class EmbeddedValkey(EmbeddedServer):
     async def _prepare(self) -> None:
         _own_directory(self._home)
 
-    def _program(self, log: Path) -> Program:
+    def _program(self) -> Program:
         configuration = self._home / "valkey.conf"
         write_private(
             configuration,
@@ -328,7 +353,7 @@ class EmbeddedValkey(EmbeddedServer):
             owner=self.data.path,
             directory=self._home,
             command=[str(self.binary), str(configuration)],
-            log=log,
+            log=self.data.log(self.name),
             unprivileged=True,
         )
 
@@ -379,7 +404,7 @@ class EmbeddedRay(EmbeddedServer):
         write_private(self.data.path / "ray.token", self.data.secret("ray_token"))
         self._remove_directory()
 
-    def _program(self, log: Path) -> Program:
+    def _program(self) -> Program:
         environment = self.client_environment | {
             "RAY_worker_niceness": "0",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # The API has drained before, and detached actors never end.
@@ -405,7 +430,7 @@ class EmbeddedRay(EmbeddedServer):
                 "--log-color=false",
             ],
             environment=environment,
-            log=log,
+            log=self.data.log(self.name),
         )
 
     async def stop(self) -> None:
@@ -517,8 +542,15 @@ def _as_unprivileged() -> dict[str, Any]:
     return {"user": UNPRIVILEGED, "group": UNPRIVILEGED, "extra_groups": []}
 
 
-def _last_line(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
+def _why(program: Program, code: int) -> str:
+    if program.log is None:
+        return f"exit code {code}; what it said is above"
+    with program.log.open("rb") as file:
+        file.seek(max(0, program.log.stat().st_size - LOG_TAIL_BYTES))
         lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
+    return f"{last}{_where(program)}"
+
+
+def _where(program: Program) -> str:
+    return "" if program.log is None else f" (see {program.log})"

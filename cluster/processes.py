@@ -43,14 +43,17 @@ class Program:
     name: str
     command: Sequence[str]
     directory: Path
+    """Where it runs."""
     owner: Path
     """The data directory it belongs to."""
     environment: Mapping[str, str] = field(default_factory=dict)
     log: Path | None = None
     """Where its output goes; without one, to our standard error."""
     unprivileged: bool = False
+    """Started by root, it runs as nobody."""
     stop_signal: signal.Signals = signal.SIGTERM
     descriptors: tuple[int, ...] = ()
+    """What it inherits besides its standard streams."""
 
 
 class Child:
@@ -98,8 +101,12 @@ class Child:
             try:
                 await asyncio.wait_for(self.wait(), deadline_s)
             except TimeoutError:
-                self._process.kill()
+                self.kill()
                 await self.wait()
+
+    def kill(self) -> None:
+        """End it now, whatever it is doing."""
+        self._process.kill()
 
 
 def inherited_environment() -> dict[str, str]:

@@ -23,8 +23,16 @@ PREFIX = "ZAPIS_"
 MASTER_KEY_BYTES = 32
 
 
-class SettingsError(Exception):
-    """A setting that is wrong, missing or unknown; the message is one line that names its variable."""
+class OperatorError(Exception):
+    """What whoever runs zapis can put right. The message is one line that says what; a command ends with it."""
+
+    exit_code = 1
+
+
+class SettingsError(OperatorError):
+    """A setting that is wrong, missing or unknown; the message names its variable."""
+
+    exit_code = 2
 
 
 def _split(value: object) -> object:

@@ -1,0 +1,178 @@
+"""The command ``zapis``. Every command is a few lines here; what it does is in the module it names.
+
+Exit codes: 0 done, 1 it failed or (``verify``) there are differences, 2 a setting or an argument is wrong. A failure
+that was expected is one line on standard error; anything else is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.data_directory import read_runtime
+from cluster.settings import OperatorError, Settings, SettingsError, describe_settings, read_settings, variable
+from cluster.telemetry import configure_logging
+
+app = typer.Typer(
+    help="An electronic doctor-appointment server. Every setting is an environment variable: see `zapis settings`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DataDir = Annotated[Path | None, typer.Option(help="The data directory of `up` [default: .zapis]", show_default=False)]
+
+
+@app.command()
+def up(
+    demo: Annotated[bool | None, typer.Option("--demo/--no-demo", help="Load the demo clinic.")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to serve on [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to serve on [default: 8000]")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Start whatever is not given by URL (PostgreSQL, Valkey, Ray), migrate, and serve until Ctrl-C."""
+    settings = _settings(demo=demo, host=host, port=port, data_dir=data_dir)
+    from cluster.up import up
+
+    up(settings)
+
+
+@app.command()
+def api(
+    host: Annotated[str | None, typer.Option(help="The address to serve on [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to serve on [default: 8000]")] = None,
+    descriptor: Annotated[int | None, typer.Option(hidden=True, help="A listening socket that was inherited.")] = None,
+) -> None:
+    """Serve the API on servers that run elsewhere."""
+    settings = _settings(host=host, port=port).require("database_url", "redis_url", "ray_address")
+    settings.master_key_bytes()
+    from cluster.serve import serve_descriptor
+
+    raise typer.Exit(serve_descriptor(settings, descriptor))
+
+
+@app.command()
+def migrate(data_dir: DataDir = None) -> None:
+    """Bring the database's schema to the newest revision."""
+    settings = _running(_settings(data_dir=data_dir)).require("database_url")
+    from persistence.database import migrate
+
+    assert settings.database_url is not None
+    asyncio.run(migrate(settings.database_url))
+
+
+@app.command("create-admin")
+def create_admin(
+    login: Annotated[str | None, typer.Option(help="The login [default: ZAPIS_ADMIN_LOGIN]")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Create an administrator; the password comes from ZAPIS_ADMIN_PASSWORD, or is asked for."""
+    settings = _settings(admin_login=login, data_dir=data_dir)
+    password = settings.admin_password or typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    running = _running(settings).require("database_url")
+    given = {
+        "admin_login": settings.admin_login,
+        "admin_password": password,
+        "database_url": running.database_url,
+        "master_key_file": running.master_key_file and str(running.master_key_file),
+    }
+    environment = dict(os.environ) | {variable(name): value for name, value in given.items() if value is not None}
+    # A name, not an import: `api` is built on this package.
+    command = [sys.executable, "-P", "-m", "api.accounts.create_admin"]
+    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+@app.command()
+def load(
+    clinic: Annotated[Path, typer.Argument(help="The clinic file.", exists=True, dir_okay=False)],
+    url: Annotated[str | None, typer.Option(help="Where zapis serves [default: what `up` started]")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Load a whole clinic from a file: checked whole first, every error told with its place."""
+    settings = _running(_settings(data_dir=data_dir), but=("admin_login",)).require("admin_password")
+    runtime = read_runtime(settings.data_dir)
+    url = url or (runtime.url if runtime is not None else None)
+    if url is None:
+        raise SettingsError("zapis does not run on this data directory: give --url")
+    from cluster.loader import load
+
+    assert settings.admin_password is not None
+    asyncio.run(load(clinic, url, settings.admin_login, settings.admin_password))
+
+
+@app.command()
+def status(data_dir: DataDir = None) -> None:
+    """Show nodes, calendar actors, active calendars and backlog."""
+    settings = _running(_settings(data_dir=data_dir)).require("ray_address")
+    from cluster.status import status
+
+    for line in status(settings):
+        typer.echo(line)
+
+
+@app.command()
+def verify(data_dir: DataDir = None) -> None:
+    """Replay the journal and compare it with slots, holds, appointments and outbox."""
+    settings = _running(_settings(data_dir=data_dir)).require("database_url")
+    import psycopg
+
+    from persistence.verify import verify as compare
+
+    assert settings.database_url is not None
+    try:
+        report = asyncio.run(compare(settings.database_url))
+    except psycopg.OperationalError:
+        raise OperatorError("the database cannot be reached") from None
+    for difference in report.differences:
+        typer.echo(difference)
+    if report.unlisted:
+        typer.echo(f"and {report.unlisted} more")
+    if not report.clean:
+        raise typer.Exit(1)
+    typer.echo(f"clean: {report.calendars} calendars, {report.events} events")
+
+
+@app.command("settings")
+def show_settings() -> None:
+    """List every setting, its default and its meaning."""
+    rows = list(describe_settings())
+    width = max(len(name) for name, _, _ in rows)
+    default_width = max(len(default) for _, default, _ in rows)
+    for name, default, meaning in rows:
+        typer.echo(f"{name:{width}}  {default:{default_width}}  {meaning}")
+    typer.echo("\n0 in any limit: none.")
+
+
+def main() -> None:
+    """The entry point of the command."""
+    try:
+        app()
+    except OperatorError as error:
+        typer.echo(f"zapis: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _settings(**given: object) -> Settings:
+    settings = read_settings(**given)
+    configure_logging(settings.log_level, settings.log_format)
+    return settings
+
+
+def _running(settings: Settings, *, but: tuple[str, ...] = ()) -> Settings:
+    """The settings, where they say nothing completed by what `up` runs on their data directory now."""
+    runtime = read_runtime(settings.data_dir)
+    if runtime is None:
+        return settings
+    os.environ.update(runtime.environment)
+    fill = {name: value for name, value in runtime.settings.items() if getattr(settings, name) is None}
+    return read_settings(**settings.model_dump(exclude_unset=True) | fill)
+
+
+if __name__ == "__main__":
+    main()

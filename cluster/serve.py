@@ -1,0 +1,80 @@
+"""The API process: a listening socket first, so that a taken port is told at once, then uvicorn around ``api.app``."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+
+from cluster.settings import OperatorError, Settings, SettingsError, variable
+
+APPLICATION = "api.app:create_app"
+"""A name, not an import: ``api`` is built on this package."""
+BACKLOG = 2048
+STARTUP_FAILURE = 3
+
+
+class PortTaken(OperatorError):
+    """Nothing can listen there; the message names the address."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; connections wait in it until someone serves them.
+
+    Raises:
+        SettingsError: there is no such address.
+        PortTaken: someone else has the port, or this user may not.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise SettingsError(f"{variable('host')}: {host}: {(error.strerror or str(error)).lower()}") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise PortTaken(f"cannot serve on {authority(host, port)}: {(error.strerror or str(error)).lower()}") from None
+    return listener
+
+
+def authority(host: str, port: int) -> str:
+    """``host:port`` as it stands in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def serve(settings: Settings, listener: socket.socket) -> int:
+    """Serve until SIGINT or SIGTERM, then let requests in flight end; returns the exit code."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        APPLICATION,
+        factory=True,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio" if importlib.util.find_spec("websockets") is not None else "none",
+        lifespan="on",
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=settings.drain_timeout_s,
+    )
+    server = uvicorn.Server(config)
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        return 0
+    return 0 if server.started else STARTUP_FAILURE
+
+
+def serve_descriptor(settings: Settings, descriptor: int | None) -> int:
+    """As ``serve``, on a listening socket that was inherited, or on one of our own."""
+    if descriptor is None:
+        return serve(settings, listen(settings.host, settings.port))
+    return serve(settings, socket.socket(fileno=descriptor))

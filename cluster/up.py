@@ -1,0 +1,329 @@
+"""``zapis up``: everything on one machine, started in order, kept running, and stopped in order.
+
+    starting   the data directory is locked and the port taken before anything starts; what an earlier start left is
+               ended; then what no URL gives is started, all at once; then the schema is migrated, then the API serves
+    ready      `ready http://…` is printed once /readyz says so and, with --demo, the clinic is loaded
+    keeping    what dies is started again, on the same port, after a pause that doubles up to half a minute. The API
+               is started again with Ray, of which it is a driver; the others it reconnects to by itself
+    stopping   the API first, which lets requests in flight end; then Ray, Valkey, PostgreSQL. A second signal does not
+               wait for requests
+
+The API is a child process and gets its listening socket from here: while it is started again, connections wait
+instead of being refused. Secrets reach children by environment or by file, never by command line. Should this process
+be killed, the kernel tells its children (see ``launch``), and the next start ends what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import string
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import structlog
+
+from cluster.data_directory import DataDirectory, Runtime
+from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey, Server, StartFailed
+from cluster.processes import Child, Program, end_left_over
+from cluster.serve import authority, listen
+from cluster.settings import Settings, variable
+
+PAUSE_MIN_S = 0.5
+PAUSE_MAX_S = 30.0
+STEADY_S = 60.0
+"""What ran for so long is started again without a longer pause."""
+PROBE_TIMEOUT_S = 1.0
+LOGIN_TIMEOUT_S = 10.0
+PASSWORD_LENGTH = 20
+PASSWORD_CLASSES = (string.ascii_lowercase, string.ascii_uppercase, string.digits, "-_.+")
+DEMO = Path(__file__).with_name("demo.yaml")
+COMMAND = (sys.executable, "-P", "-m", "cluster.cli")
+
+log = structlog.get_logger()
+
+
+def up(settings: Settings) -> None:
+    """Returns when a signal has come and all has been stopped again.
+
+    Raises:
+        DataDirectoryError, PortTaken: before anything was started.
+        StartFailed: what was started has been stopped.
+    """
+    os.umask(0o022)
+    data = DataDirectory(settings.data_dir)
+    data.lock()
+    try:
+        with listen(settings.host, settings.port) as listener:
+            asyncio.run(_Up(settings, data, listener).run())
+    finally:
+        data.unlock()
+
+
+class _Up:
+    def __init__(self, settings: Settings, data: DataDirectory, listener: socket.socket) -> None:
+        self.settings = settings
+        self.data = data
+        self.listener = listener
+        self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
+        self.postgres = EmbeddedPostgres(data) if settings.database_url is None else None
+        self.valkey = EmbeddedValkey(data) if settings.redis_url is None else None
+        self.ray = EmbeddedRay(data) if settings.ray_address is None else None
+        self.admin = _Admin(settings, data)
+        self.api: _Api | None = None
+        self._signalled = asyncio.Event()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal)
+        work = asyncio.ensure_future(self._work())
+        signalled = asyncio.ensure_future(self._signalled.wait())
+        try:
+            await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        except* StartFailed as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            signalled.cancel()
+            work.cancel()
+            await asyncio.wait({work})
+            await self._stop()
+
+    def _on_signal(self) -> None:
+        if self._signalled.is_set() and self.api is not None:
+            self.api.kill()
+        self._signalled.set()
+
+    async def _work(self) -> None:
+        """Start everything, tell, and keep it running; ends only by failing to start."""
+        if ended := await end_left_over(self.data.path):
+            log.warning("left_over_ended", processes=ended)
+        if self._embedded:
+            titles = ", ".join(server.title for server in self._embedded)
+            _tell(f"zapis starts {titles} in {self.data.path}")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._start_database())
+            for server in (self.valkey, self.ray):
+                if server is not None:
+                    group.create_task(self._start(server))
+        environment = self._environment()
+        self._write_runtime(environment)
+        self.api = _Api(self.data, self.listener, self.url, environment, self.settings.drain_timeout_s)
+        await self.api.restart(self.settings.start_timeout_s)
+        self.api.probe = "/healthz"
+        if self.settings.demo:
+            await self._run("load", str(DEMO), "--url", self.url, environment=environment)
+        await self._tell_ready()
+        async with asyncio.TaskGroup() as group:
+            for kept in (*self._embedded, self.api):
+                group.create_task(self._keep(kept))
+
+    @property
+    def _embedded(self) -> list[EmbeddedServer]:
+        return [server for server in (self.postgres, self.valkey, self.ray) if server is not None]
+
+    async def _start(self, server: EmbeddedServer) -> None:
+        await server.start(self.settings.start_timeout_s)
+        log.debug("server_started", server=server.name, port=server.port)
+
+    async def _start_database(self) -> None:
+        if self.postgres is not None:
+            await self._start(self.postgres)
+        await self._run("migrate", environment=self._environment())
+
+    async def _run(self, *arguments: str, environment: dict[str, str]) -> None:
+        """Run a zapis command to its end.
+
+        Raises:
+            StartFailed: it failed.
+        """
+        name = arguments[0]
+        child = Child(
+            Program(
+                name=name,
+                owner=self.data.path,
+                directory=self.data.path,
+                command=[*COMMAND, *arguments],
+                environment=environment,
+            )
+        )
+        try:
+            code = await child.wait()
+        finally:
+            await child.stop(PAUSE_MIN_S)
+        if code != 0:
+            raise StartFailed(f"`zapis {name}` failed with exit code {code}; what it said is above")
+
+    async def _keep(self, server: Server) -> None:
+        """Start it again whenever it has died."""
+        pause_s = PAUSE_MIN_S
+        while True:
+            began = time.monotonic()
+            code = await server.died()
+            if time.monotonic() - began > STEADY_S:
+                pause_s = PAUSE_MIN_S
+            log.warning("server_died", server=server.name, exit_code=code)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)
+            await end_left_over(self.data.path, server.name)
+            try:
+                await server.restart(self.settings.start_timeout_s)
+            except StartFailed as failure:
+                log.error("server_not_restarted", server=server.name, failure=str(failure))
+                continue
+            log.info("server_restarted", server=server.name)
+            if server is self.ray and self.api is not None:
+                await self.api.end(self.api.stop_deadline_s)
+
+    async def _stop(self) -> None:
+        self.listener.close()
+        if self.api is not None and self.api.exit_code() is None:
+            _tell("zapis lets requests in flight end, and stops")
+        for server in (self.api, self.ray, self.valkey, self.postgres):
+            if server is not None:
+                await server.stop()
+        await end_left_over(self.data.path)
+        self.data.forget_runtime()
+
+    def _environment(self) -> dict[str, str]:
+        """Our own environment, and where everything is."""
+        settings = self.settings
+        given = {
+            "database_url": self.postgres.url if self.postgres else settings.database_url,
+            "redis_url": self.valkey.url if self.valkey else settings.redis_url,
+            "ray_address": self.ray.url if self.ray else settings.ray_address,
+            "data_dir": str(self.data.path),
+            "host": settings.host,
+            "port": str(self.listener.getsockname()[1]),
+            "demo": "0",
+            "admin_login": self.admin.login,
+            "admin_password": self.admin.password,
+            "master_key_file": self._master_key_file(),
+        }
+        known = {variable(name): value for name, value in given.items() if value is not None}
+        return dict(os.environ) | known | (self.ray.client_environment if self.ray else {})
+
+    def _master_key_file(self) -> str | None:
+        if self.settings.master_key is not None:
+            return None
+        return str((self.settings.master_key_file or self.data.master_key_file()).absolute())
+
+    def _write_runtime(self, environment: dict[str, str]) -> None:
+        self.data.write_runtime(
+            Runtime(
+                pid=os.getpid(),
+                url=self.url,
+                settings={
+                    name: environment[variable(name)]
+                    for name in ("database_url", "redis_url", "ray_address", "master_key_file", *_Admin.SETTINGS)
+                    if variable(name) in environment
+                },
+                environment=self.ray.client_environment if self.ray else {},
+            )
+        )
+
+    async def _tell_ready(self) -> None:
+        login = await self.admin.how_to_log_in(self.url)
+        _tell(f"docs   {self.url}/docs", f"admin  {login}", f"ready {self.url}")
+
+
+class _Api(Server):
+    """The API process, on a listening socket that outlives it."""
+
+    name = "api"
+    title = "the API"
+
+    def __init__(
+        self, data: DataDirectory, listener: socket.socket, url: str, environment: dict[str, str], drain_timeout_s: int
+    ) -> None:
+        super().__init__(data)
+        self.listener = listener
+        self.url = url
+        self.environment = environment
+        self.stop_deadline_s = drain_timeout_s + 5.0
+        self.probe = "/readyz"
+        """What must answer 200: readiness at first; afterwards life, since a database away is no reason to kill it."""
+
+    def _program(self) -> Program:
+        return Program(
+            name=self.name,
+            owner=self.data.path,
+            directory=self.data.path,
+            command=[*COMMAND, "api", "--descriptor", str(self.listener.fileno())],
+            environment=self.environment,
+            descriptors=(self.listener.fileno(),),
+        )
+
+    async def _answers(self) -> bool:
+        return await asyncio.to_thread(_status, self.url + self.probe, timeout_s=PROBE_TIMEOUT_S) == 200
+
+
+class _Admin:
+    """The first administrator: the login and password given, or a password made here once and kept."""
+
+    SETTINGS = ("admin_login", "admin_password")
+
+    def __init__(self, settings: Settings, data: DataDirectory) -> None:
+        self.login = settings.admin_login
+        self.password = settings.admin_password
+        self.secrets_file = data.path / "secrets.json"
+        self.given = self.password is not None
+        self.made_now = False
+        if self.given:
+            data.keep("admin_password_given", "1")
+        else:
+            self.password = data.recall("admin_password")
+        if self.password is None and data.recall("admin_password_given") is None:
+            self.password = _make_password()
+            self.made_now = True
+            data.keep("admin_password", self.password)
+
+    async def how_to_log_in(self, url: str) -> str:
+        """One line for whoever started it. A password made now is shown, if it is the one that counts."""
+        if self.password is None:
+            return f"login {self.login}, with the password of its first start"
+        if self.given:
+            return f"login {self.login}, with the password in {variable('admin_password')}"
+        if not self.made_now:
+            return f"login {self.login}, password in {self.secrets_file}"
+        form = {"grant_type": "password", "username": self.login, "password": self.password}
+        status = await asyncio.to_thread(_status, f"{url}/v1/auth/token", form, timeout_s=LOGIN_TIMEOUT_S)
+        if status != 200:
+            return "this database has an administrator already"
+        return f"login {self.login}, password {self.password} (made now, shown once, kept in {self.secrets_file})"
+
+
+def _make_password() -> str:
+    alphabet = "".join(PASSWORD_CLASSES)
+    while True:
+        password = "".join(secrets.choice(alphabet) for _ in range(PASSWORD_LENGTH))
+        if all(set(password) & set(wanted) for wanted in PASSWORD_CLASSES):
+            return password
+
+
+def _status(url: str, form: dict[str, str] | None = None, *, timeout_s: float) -> int | None:
+    """The status that a GET, or a POST of a form, is answered with; None without an answer."""
+    body = None if form is None else urllib.parse.urlencode(form).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, data=body), timeout=timeout_s) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except OSError:
+        return None
+
+
+def _tell(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
