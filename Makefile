@@ -1,0 +1,59 @@
+# `make up` from a fresh clone: installs into .venv what the lock names, then serves. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+UV := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+# Arguments for pytest: make test ARGS="-k calendar"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help up test lint format lock clean
+
+help: ## Show what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# exec: `zapis up` takes the place of the recipe's shell, so that Ctrl-C and SIGTERM reach it and it can drain.
+up: $(VENV)/.installed ## Install, and serve on http://127.0.0.1:8000 until Ctrl-C
+	@exec $(BIN)/zapis up
+
+test: $(VENV)/.installed-dev ## Run the tests, on servers of their own
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## Check format, style, types and imports
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## Format, and repair what can be
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lock: $(VENV)/.installed-dev ## Resolve the dependencies anew and pin them by hash
+	$(UV) --upgrade pyproject.toml --extra embedded --group build -o requirements.lock
+	$(UV) --upgrade pyproject.toml --extra embedded --extra test --extra load --group build --group lock \
+		-c requirements.lock -o requirements-dev.lock
+
+clean: ## Remove what was installed and cached; data directories stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(call install,requirements.lock)
+	@touch $@
+
+$(VENV)/.installed-dev: requirements.lock requirements-dev.lock pyproject.toml
+	$(call install,requirements-dev.lock)
+	@touch $(VENV)/.installed $@
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+		echo "zapis needs Python 3.11 or 3.12, and $(PYTHON) is not one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "installing $(1) into $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --require-hashes -r $(1)
+	@$(PIP) install --no-deps --no-build-isolation -e .
+endef
