@@ -10,12 +10,13 @@ import asyncio
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cluster.data_directory import read_runtime
+from cluster.data_directory import make_password, read_runtime
 from cluster.settings import OperatorError, Settings, SettingsError, describe_settings, read_settings, variable
 from cluster.telemetry import configure_logging
 
@@ -95,15 +96,36 @@ def load(
     data_dir: DataDir = None,
 ) -> None:
     """Load a whole clinic from a file: checked whole first, every error told with its place."""
-    settings = _running(_settings(data_dir=data_dir), but=("admin_login",)).require("admin_password")
+    settings = _running(_settings(data_dir=data_dir)).require("admin_password")
     runtime = read_runtime(settings.data_dir)
     url = url or (runtime.url if runtime is not None else None)
     if url is None:
-        raise SettingsError("zapis does not run on this data directory: give --url")
+        raise SettingsError(f"nothing runs on {variable('data_dir')}={settings.data_dir}: give --url")
+    from cluster.clinic import BadClinic, read
     from cluster.loader import load
 
-    assert settings.admin_password is not None
-    asyncio.run(load(clinic, url, settings.admin_login, settings.admin_password))
+    try:
+        content = read(clinic, today=datetime.now().astimezone().date())
+    except BadClinic as bad:
+        typer.echo(str(bad), err=True)
+        raise typer.Exit(1) from None
+    password = settings.account_password or make_password()
+    report = asyncio.run(
+        load(
+            content,
+            url=url,
+            admin_login=settings.admin_login,
+            admin_password=settings.admin_password or "",
+            account_password=password,
+            progress=lambda line: typer.echo(line, err=True),
+        )
+    )
+    for line in report.lines():
+        typer.echo(line)
+    if settings.account_password is None and report.doctors.made + report.patients.made:
+        typer.echo(f"new accounts have the password {password}: set {variable('account_password')} to load again")
+    if report.refused:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -164,14 +186,14 @@ def _settings(**given: object) -> Settings:
     return settings
 
 
-def _running(settings: Settings, *, but: tuple[str, ...] = ()) -> Settings:
+def _running(settings: Settings) -> Settings:
     """The settings, where they say nothing completed by what `up` runs on their data directory now."""
     runtime = read_runtime(settings.data_dir)
     if runtime is None:
         return settings
     os.environ.update(runtime.environment)
-    fill = {name: value for name, value in runtime.settings.items() if getattr(settings, name) is None}
-    return read_settings(**settings.model_dump(exclude_unset=True) | fill)
+    given = settings.model_dump(exclude_unset=True)
+    return read_settings(**runtime.settings | given)
 
 
 if __name__ == "__main__":

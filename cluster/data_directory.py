@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import socket
+import string
 import time
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ from cluster.settings import MASTER_KEY_BYTES, OperatorError
 LOG_BYTES_MAX = 10 << 20
 LOOPBACK = "127.0.0.1"
 LOCK_ATTEMPTS = 6
+PASSWORD_LENGTH = 20
+PASSWORD_CLASSES = (string.ascii_lowercase, string.ascii_uppercase, string.digits, "-_.")
 
 
 class DataDirectoryError(OperatorError):
@@ -96,6 +99,10 @@ class DataDirectory:
     def keep(self, name: str, value: str) -> None:
         """Keep a secret across starts."""
         self._write("secrets.json", self._secrets() | {name: value})
+
+    def forget(self, name: str) -> None:
+        """Keep that secret no longer."""
+        self._write("secrets.json", {other: value for other, value in self._secrets().items() if other != name})
 
     def secret(self, name: str) -> str:
         """The secret of that name; made on first use."""
@@ -174,6 +181,15 @@ def write_private(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+def make_password() -> str:
+    """A password that passes zapis's own rules."""
+    alphabet = "".join(PASSWORD_CLASSES)
+    while True:
+        password = "".join(secrets.choice(alphabet) for _ in range(PASSWORD_LENGTH))
+        if all(set(password) & set(wanted) for wanted in PASSWORD_CLASSES):
+            return password
 
 
 def free_port(*, avoid: Container[int] = ()) -> int:

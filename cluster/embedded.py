@@ -38,7 +38,8 @@ POSTGRES_MAJOR_MIN = 15
 POSTGRES_CONNECTIONS_MAX = 200
 VALKEY_MEMORY_BYTES_MAX = 256 << 20
 RAY_OBJECT_STORE_BYTES = 256 << 20
-RAY_CPUS = 4
+RAY_CPUS = 16
+"""Not the machine's: every calendar actor takes a fraction of one, and there may be hundreds."""
 LOG_TAIL_BYTES = 4096
 SOCKET_PATH_BYTES_MAX = 107
 RAY_SOCKET_TAIL = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"

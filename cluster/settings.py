@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     admin_password: str | None = Field(
         None, repr=False, description="the first admin's password; `up` makes one without it"
     )
+    account_password: str | None = Field(
+        None, repr=False, description="the password of accounts that `load` makes; made without it, and told"
+    )
     master_key: str | None = Field(None, repr=False, description="base64 of 32 bytes: the key over all personal data")
     master_key_file: Path | None = Field(
         None, description="a file that holds MASTER_KEY; `up` makes one in its data directory"
@@ -82,6 +85,16 @@ class Settings(BaseSettings):
     access_token_ttl_s: int = Field(900, ge=1, description="how long an access token is good")
     refresh_token_ttl_s: int = Field(30 * 86_400, ge=1, description="how long a refresh token is good")
     password_hashers: int = Field(2, ge=1, le=64, description="threads that hash passwords")
+    password_queue_max: int = Field(64, ge=1, description="passwords waiting to be hashed, past it 503")
+    login_failures_max: int = Field(10, ge=0, description="wrong passwords for one login in LOGIN_FAILURES_WINDOW_S")
+    login_failures_window_s: int = Field(900, ge=1, description="see LOGIN_FAILURES_MAX")
+    sessions_max: int = Field(50, ge=1, description="logins one user may have at once; the oldest end")
+    link_ttl_s: int = Field(3600, ge=1, description="how long an e-mailed code to verify or reset is good")
+    phone_code_ttl_s: int = Field(600, ge=1, description="how long a code sent to a phone is good")
+    phone_code_attempts_max: int = Field(5, ge=1, le=100, description="attempts at one code sent to a phone")
+    code_interval_s: int = Field(60, ge=0, description="the least time between two codes for one user and purpose")
+    codes_a_day_max: int = Field(10, ge=1, description="codes for one user and purpose in 24 hours")
+    own_patients_max: int = Field(10, ge=1, description="patients one user may book for")
 
     # The policy.
     hold_ttl_s: int = Field(300, ge=1, description="how long a hold lasts")

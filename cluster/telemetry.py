@@ -15,17 +15,13 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 WITHHELD = frozenset(
     {
-        "address",
         "authorization",
         "birth_date",
-        "body",
-        "code",
         "email",
         "login",
         "name",
         "password",
         "phone",
-        "reason",
         "token",
     }
 )

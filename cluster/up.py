@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import socket
-import string
 import sys
 import time
 import urllib.error
@@ -30,11 +28,11 @@ from pathlib import Path
 
 import structlog
 
-from cluster.data_directory import DataDirectory, Runtime
+from cluster.data_directory import DataDirectory, Runtime, make_password
 from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey, Server, StartFailed
 from cluster.processes import Child, Program, end_left_over
 from cluster.serve import authority, listen
-from cluster.settings import Settings, variable
+from cluster.settings import OperatorError, Settings, variable
 
 PAUSE_MIN_S = 0.5
 PAUSE_MAX_S = 30.0
@@ -42,9 +40,17 @@ STEADY_S = 60.0
 """What ran for so long is started again without a longer pause."""
 PROBE_TIMEOUT_S = 1.0
 LOGIN_TIMEOUT_S = 10.0
-PASSWORD_LENGTH = 20
-PASSWORD_CLASSES = (string.ascii_lowercase, string.ascii_uppercase, string.digits, "-_.+")
 DEMO = Path(__file__).with_name("demo.yaml")
+TOLD = (
+    "database_url",
+    "redis_url",
+    "ray_address",
+    "master_key_file",
+    "admin_login",
+    "admin_password",
+    "account_password",
+)
+"""The settings by which other commands find what runs here."""
 COMMAND = (sys.executable, "-P", "-m", "cluster.cli")
 
 log = structlog.get_logger()
@@ -76,7 +82,8 @@ class _Up:
         self.postgres = EmbeddedPostgres(data) if settings.database_url is None else None
         self.valkey = EmbeddedValkey(data) if settings.redis_url is None else None
         self.ray = EmbeddedRay(data) if settings.ray_address is None else None
-        self.admin = _Admin(settings, data)
+        self.admin = _Password(data, "admin_password", settings.admin_password)
+        self.accounts = _Password(data, "account_password", settings.account_password)
         self.api: _Api | None = None
         self._signalled = asyncio.Event()
 
@@ -90,8 +97,11 @@ class _Up:
             await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 work.result()
-        except* StartFailed as failures:
-            raise failures.exceptions[0] from None
+        except BaseExceptionGroup as group:
+            expected, bugs = group.split(OperatorError)
+            if expected is None or bugs is not None:
+                raise
+            raise expected.exceptions[0] from None
         finally:
             signalled.cancel()
             work.cancel()
@@ -120,9 +130,8 @@ class _Up:
         self.api = _Api(self.data, self.listener, self.url, environment, self.settings.drain_timeout_s)
         await self.api.restart(self.settings.start_timeout_s)
         self.api.probe = "/healthz"
-        if self.settings.demo:
-            await self._run("load", str(DEMO), "--url", self.url, environment=environment)
-        await self._tell_ready()
+        demo = await self._load_demo(environment) if self.settings.demo else []
+        _tell(f"docs   {self.url}/docs", f"admin  {await self._how_to_log_in()}", *demo, f"ready {self.url}")
         async with asyncio.TaskGroup() as group:
             for kept in (*self._embedded, self.api):
                 group.create_task(self._keep(kept))
@@ -139,6 +148,26 @@ class _Up:
         if self.postgres is not None:
             await self._start(self.postgres)
         await self._run("migrate", environment=self._environment())
+
+    async def _how_to_log_in(self) -> str:
+        """What is told is tried first, where it could be wrong: the database may have had its administrator before."""
+        login = self.settings.admin_login
+        if self.admin.made_now or self.admin.given:
+            form = {"grant_type": "password", "username": login, "password": self.admin.value or ""}
+            token = f"{self.url}/v1/auth/token"
+            if await asyncio.to_thread(_status, token, form, timeout_s=LOGIN_TIMEOUT_S) != 200:
+                return f"the database has an administrator already; {login} with {self.admin} is none"
+        if self.admin.given:
+            self.admin.settle()
+        return f"login {login}, {self.admin}"
+
+    async def _load_demo(self, environment: dict[str, str]) -> list[str]:
+        """What to tell of it. A demo that cannot be loaded is no reason not to serve."""
+        try:
+            await self._run("load", str(DEMO), "--url", self.url, environment=environment)
+        except StartFailed:
+            return ["demo   not loaded whole: see above"]
+        return [f"demo   {DEMO} names doctors and patients to log in as; {self.accounts}"]
 
     async def _run(self, *arguments: str, environment: dict[str, str]) -> None:
         """Run a zapis command to its end.
@@ -205,8 +234,9 @@ class _Up:
             "host": settings.host,
             "port": str(self.listener.getsockname()[1]),
             "demo": "0",
-            "admin_login": self.admin.login,
-            "admin_password": self.admin.password,
+            "admin_login": settings.admin_login,
+            "admin_password": self.admin.value,
+            "account_password": self.accounts.value,
             "master_key_file": self._master_key_file(),
         }
         known = {variable(name): value for name, value in given.items() if value is not None}
@@ -222,18 +252,10 @@ class _Up:
             Runtime(
                 pid=os.getpid(),
                 url=self.url,
-                settings={
-                    name: environment[variable(name)]
-                    for name in ("database_url", "redis_url", "ray_address", "master_key_file", *_Admin.SETTINGS)
-                    if variable(name) in environment
-                },
+                settings={name: environment[variable(name)] for name in TOLD if variable(name) in environment},
                 environment=self.ray.client_environment if self.ray else {},
             )
         )
-
-    async def _tell_ready(self) -> None:
-        login = await self.admin.how_to_log_in(self.url)
-        _tell(f"docs   {self.url}/docs", f"admin  {login}", f"ready {self.url}")
 
 
 class _Api(Server):
@@ -267,47 +289,37 @@ class _Api(Server):
         return await asyncio.to_thread(_status, self.url + self.probe, timeout_s=PROBE_TIMEOUT_S) == 200
 
 
-class _Admin:
-    """The first administrator: the login and password given, or a password made here once and kept."""
+class _Password:
+    """A password that was given as a setting, or else was made here, is shown once and kept.
 
-    SETTINGS = ("admin_login", "admin_password")
+    One that was given is not kept, only that it was: a later start without it makes no other.
+    """
 
-    def __init__(self, settings: Settings, data: DataDirectory) -> None:
-        self.login = settings.admin_login
-        self.password = settings.admin_password
-        self.secrets_file = data.path / "secrets.json"
-        self.given = self.password is not None
+    def __init__(self, data: DataDirectory, name: str, given: str | None) -> None:
+        self._data = data
+        self._name = name
+        self.given = given is not None
         self.made_now = False
-        if self.given:
-            data.keep("admin_password_given", "1")
-        else:
-            self.password = data.recall("admin_password")
-        if self.password is None and data.recall("admin_password_given") is None:
-            self.password = _make_password()
+        self.value = given or data.recall(name)
+        if self.value is None and data.recall(f"{name}_given") is None:
             self.made_now = True
-            data.keep("admin_password", self.password)
+            self.value = make_password()
+            data.keep(name, self.value)
 
-    async def how_to_log_in(self, url: str) -> str:
-        """One line for whoever started it. A password made now is shown, if it is the one that counts."""
-        if self.password is None:
-            return f"login {self.login}, with the password of its first start"
+    def __str__(self) -> str:
+        kept = self._data.path / "secrets.json"
         if self.given:
-            return f"login {self.login}, with the password in {variable('admin_password')}"
-        if not self.made_now:
-            return f"login {self.login}, password in {self.secrets_file}"
-        form = {"grant_type": "password", "username": self.login, "password": self.password}
-        status = await asyncio.to_thread(_status, f"{url}/v1/auth/token", form, timeout_s=LOGIN_TIMEOUT_S)
-        if status != 200:
-            return "this database has an administrator already"
-        return f"login {self.login}, password {self.password} (made now, shown once, kept in {self.secrets_file})"
+            return f"the password in {variable(self._name)}"
+        if self.value is None:
+            return f"the password that {variable(self._name)} once was"
+        return (
+            f"password {self.value} (made now, shown once, kept in {kept})" if self.made_now else f"password in {kept}"
+        )
 
-
-def _make_password() -> str:
-    alphabet = "".join(PASSWORD_CLASSES)
-    while True:
-        password = "".join(secrets.choice(alphabet) for _ in range(PASSWORD_LENGTH))
-        if all(set(password) & set(wanted) for wanted in PASSWORD_CLASSES):
-            return password
+    def settle(self) -> None:
+        """The one that was given counts: another that was made before does not."""
+        self._data.keep(f"{self._name}_given", "1")
+        self._data.forget(self._name)
 
 
 def _status(url: str, form: dict[str, str] | None = None, *, timeout_s: float) -> int | None:
