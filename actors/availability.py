@@ -196,7 +196,7 @@ def zone(name: str) -> ZoneInfo:
     """The time zone of that IANA name.
 
     Raises:
-        ValueError: there is none. Names that are neither UTC nor an area and a place, such as EST and localtime, are none.
+        ValueError: there is none. Names that are neither UTC nor an area and a place, as EST and localtime, are none.
     """
     known = len(name) <= ZONE_LENGTH_MAX and _ZONE_NAME.fullmatch(name) and not name.startswith(_OTHER_TABLES)
     try:
