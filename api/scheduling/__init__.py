@@ -1,0 +1,1 @@
+"""Slots, holds and appointments: what patients and staff do with calendars."""

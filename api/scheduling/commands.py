@@ -1,0 +1,123 @@
+"""From a request to a command of a calendar, and from its reply to an answer."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.responses import Response
+
+from actors.errors import from_plain
+from actors.messages import Command, Done, NotDecided, Pending, RefusedFor, Rejected, Reply
+from api.dependencies import Principal, services_of, wants_async
+from api.errors import Problem
+from api.routing import Json
+from cluster.bootstrap import Services
+from persistence.identifiers import new_id
+from persistence.sealed import Vault, place
+
+
+class AnsweredPending(Exception):
+    """The command is decided and not committed: the request is answered with 202 and the command's address."""
+
+    def __init__(self, command_id: str) -> None:
+        super().__init__(command_id)
+        self.command_id = command_id
+
+    def response(self) -> Response:
+        """The 202."""
+        return Json(
+            {"command_id": self.command_id, "status": "pending"},
+            status_code=202,
+            headers={"Location": f"/v1/commands/{self.command_id}"},
+        )
+
+
+def header(
+    request: Request,
+    principal: Principal,
+    *,
+    doctor_id: str,
+    body: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    override_reason: str | None = None,
+    prefer: str | None = None,
+) -> dict[str, Any]:
+    """What every command says of itself, from the request that asks for it.
+
+    The fingerprint is of the method, the path and the body as it was understood: field order and spaces do not matter.
+
+    Raises:
+        Problem: 403, a patient gives an override reason.
+    """
+    services = services_of(request)
+    command_id = new_id() if key is None else keyed_command_id(principal.user_id, key)
+    override = None
+    if override_reason is not None:
+        if not principal.staff:
+            raise Problem("forbidden", "Only staff may pass a cut-off or a limit.")
+        override = seal_own(services, principal, override_reason, "override")
+    return {
+        "command_id": command_id,
+        "doctor_id": doctor_id,
+        "requester": principal.requester,
+        "fingerprint": fingerprint(services.vault, request.method, request.scope["path"], body),
+        "deadline": datetime.now(UTC) + timedelta(seconds=services.settings.request_deadline_s),
+        "respond_async": wants_async(prefer),
+        "override": override,
+    }
+
+
+def keyed_command_id(user_id: str, key: str) -> str:
+    """The command id that an Idempotency-Key of a user stands for: the same key of another user is another id."""
+    digest = hashlib.sha256(f"{user_id}\x00{key}".encode()).digest()[:16]
+    return str(uuid.UUID(bytes=digest, version=8))
+
+
+def fingerprint(vault: Vault, method: str, path: str, body: Mapping[str, Any] | None) -> str:
+    """What makes two requests the same one. Keyed, because it is stored and a body may hold what a person wrote."""
+    content = orjson.dumps([method, path, body], option=orjson.OPT_SORT_KEYS)
+    return vault.index("fingerprint", content.decode()).hex()[:32]
+
+
+def seal_own(services: Services, principal: Principal, text: str, column: str) -> str:
+    """What a user wrote, sealed under the user's own data key, as commands carry it."""
+    key = principal.data_key(services.vault)
+    return encode_sealed(key.seal(text.encode(), place("app_user", principal.user_id, column)))
+
+
+def encode_sealed(sealed: bytes) -> str:
+    """Sealed bytes as the wire and the journal carry them: base64."""
+    return base64.b64encode(sealed).decode()
+
+
+async def run(services: Services, command: Command) -> Mapping[str, Any]:
+    """The answer to a command.
+
+    Raises:
+        Rejection: it was refused.
+        AnsweredPending: it is decided and not committed.
+        Problem: 503, no decision stands, or its outcome is unknown.
+    """
+    return answer_of(await services.calendars.send(command))
+
+
+def answer_of(reply: Reply) -> Mapping[str, Any]:
+    """As ``run``, of a reply that is already there."""
+    match reply:
+        case Done():
+            return reply.answer
+        case Rejected():
+            raise from_plain({"code": reply.code, "detail": reply.detail})
+        case Pending():
+            raise AnsweredPending(reply.command_id)
+        case NotDecided():
+            if reply.why is RefusedFor.OVERLOADED:
+                raise Problem("unavailable", "Too much is waiting for this calendar: try again in a moment.")
+            raise Problem("unavailable")

@@ -1,0 +1,388 @@
+"""Between a request about holds or appointments and the calendars: who may, whose calendar it is, what is told."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from fastapi import Request
+
+from actors.client import ActorLost
+from actors.errors import NotLive
+from actors.messages import (
+    BookAppointment,
+    CancelAppointment,
+    FulfilAppointment,
+    HoldSlot,
+    RecordArrival,
+    RecordNoShow,
+    ReleaseHold,
+    RescheduleAppointment,
+    ReserveForMove,
+    Role,
+)
+from api.dependencies import Principal, services_of
+from api.directory.location_directory import LocationDirectory
+from api.errors import Problem, invalid
+from api.scheduling import commands, schemas
+from api.scheduling.slot_owners import SlotOwners, TooManyWaiting
+from persistence.identifiers import new_id
+from persistence.repositories.appointments import AppointmentRow, Appointments, AppointmentSearch, HoldRow
+from persistence.repositories.patients import Patient
+from persistence.sealed import DataKey, Unreadable, patient_owner, place
+
+ATTEMPTS_MAX = 4
+"""How often a command follows an appointment that is moving from calendar to calendar."""
+_MOVES = uuid.UUID("01a203db-5120-7014-85d5-19da62801f5c")
+
+VisitCommand = type[RecordArrival] | type[FulfilAppointment] | type[RecordNoShow]
+
+
+class Scheduling:
+    """Serves one request about holds or appointments."""
+
+    def __init__(self, request: Request, principal: Principal) -> None:
+        self._request = request
+        self._principal = principal
+        self._services = services_of(request)
+        self._locations: LocationDirectory = request.app.state.location_directory
+        self._slot_owners: SlotOwners = request.app.state.slot_owners
+
+    # Holds
+
+    async def hold(self, body: schemas.HoldRequest, key: str | None, prefer: str | None) -> dict[str, Any]:
+        """Keep a slot for the caller."""
+        doctor_id = await self._doctor_of(body.slot_id)
+        command = HoldSlot(
+            **self._header(doctor_id, body.model_dump(), key, prefer=prefer), hold_id=new_id(), slot_id=body.slot_id
+        )
+        answer = await commands.run(self._services, command)
+        held: dict[str, Any] = dict(answer["hold"])
+        held["expires_at"] = _instant(held["expires_at"])
+        return held
+
+    async def holds(self, now: datetime) -> list[HoldRow]:
+        """The caller's holds."""
+        async with self._services.unit_of_work() as work:
+            return await Appointments(work.connection).holds_of(self._principal.user_id, now)
+
+    async def release(self, hold_id: str) -> None:
+        """End one of the caller's holds."""
+        async with self._services.unit_of_work() as work:
+            held = await Appointments(work.connection).hold(hold_id)
+        if held is None or held.user_id != self._principal.user_id:
+            raise Problem("not_found")
+        await commands.run(self._services, ReleaseHold(**self._header(held.doctor_id, None, None), hold_id=hold_id))
+
+    # Appointments
+
+    async def book(self, body: schemas.BookingRequest, key: str | None, prefer: str | None) -> dict[str, Any]:
+        """Book a visit."""
+        patient_id, data_key = await self._patient_to_book_for(body.patient_id)
+        doctor_id = await self._doctor_of(body.slot_id)
+        self._check_own_calendar(doctor_id)
+        appointment_id = new_id()
+        sealed = None
+        if body.reason is not None:
+            sealed = commands.encode_sealed(data_key.seal(body.reason.encode(), _reason_place(patient_id)))
+        command = BookAppointment(
+            **self._header(doctor_id, body.model_dump(), key, body.override_reason, prefer),
+            appointment_id=appointment_id,
+            slot_id=body.slot_id,
+            patient_id=patient_id,
+            hold_id=body.hold_id,
+            reason=sealed,
+        )
+        answer = await commands.run(self._services, command)
+        return await self._answered(answer["appointment"], body.reason)
+
+    async def get(self, appointment_id: str) -> dict[str, Any]:
+        """One appointment that the caller may see."""
+        row = await self._visible(appointment_id)
+        return (await self.shown([row]))[0]
+
+    async def search(self, search: AppointmentSearch) -> list[AppointmentRow]:
+        """Those that the caller may see, of those asked for."""
+        async with self._services.unit_of_work() as work:
+            return await Appointments(work.connection).search(search)
+
+    async def reschedule(
+        self,
+        appointment_id: str,
+        body: schemas.RescheduleRequest,
+        if_version: int | None,
+        key: str | None,
+        prefer: str | None,
+    ) -> dict[str, Any]:
+        """Move a visit to another slot, of the same doctor or of another."""
+        target_doctor_id = await self._doctor_of(body.slot_id)
+        header = self._header(target_doctor_id, body.model_dump(), key, body.override_reason, prefer)
+
+        async def send(row: AppointmentRow) -> Mapping[str, Any]:
+            if row.doctor_id == target_doctor_id:
+                return await commands.run(
+                    self._services,
+                    RescheduleAppointment(
+                        **header,
+                        appointment_id=row.id,
+                        slot_id=body.slot_id,
+                        hold_id=body.hold_id,
+                        if_version=if_version,
+                    ),
+                )
+            if not self._services.policy.cross_doctor_moves:
+                raise Problem("forbidden", "A visit cannot be moved to another doctor here.")
+            reserve = ReserveForMove(
+                **header | {"respond_async": False},
+                move_id=str(uuid.uuid5(_MOVES, header["command_id"])),
+                slot_id=body.slot_id,
+                appointment_id=row.id,
+                source_doctor_id=row.doctor_id,
+                hold_id=body.hold_id,
+                if_version=if_version,
+            )
+            return commands.answer_of(await self._services.moves.move(reserve))
+
+        return await self._follow(appointment_id, send)
+
+    async def cancel(
+        self,
+        appointment_id: str,
+        body: schemas.CancelRequest,
+        if_version: int | None,
+        key: str | None,
+        prefer: str | None,
+    ) -> dict[str, Any]:
+        """Cancel a visit."""
+        sealed = None
+        if body.reason is not None:
+            sealed = commands.seal_own(self._services, self._principal, body.reason, "cancel_reason")
+        header = self._header("", body.model_dump(), key, body.override_reason, prefer)
+
+        async def send(row: AppointmentRow) -> Mapping[str, Any]:
+            command = CancelAppointment(
+                **header | {"doctor_id": row.doctor_id}, appointment_id=row.id, reason=sealed, if_version=if_version
+            )
+            return await commands.run(self._services, command)
+
+        return await self._follow(appointment_id, send)
+
+    async def note(
+        self, kind: VisitCommand, appointment_id: str, if_version: int | None, key: str | None, prefer: str | None
+    ) -> dict[str, Any]:
+        """Note that the patient arrived, was seen or did not come."""
+        header = self._header("", None, key, prefer=prefer)
+
+        async def send(row: AppointmentRow) -> Mapping[str, Any]:
+            command = kind(**header | {"doctor_id": row.doctor_id}, appointment_id=row.id, if_version=if_version)
+            return await commands.run(self._services, command)
+
+        return await self._follow(appointment_id, send)
+
+    # Commands
+
+    async def command_state(self, command_id: str) -> dict[str, Any]:
+        """What has become of a command of the caller's."""
+        user_id = self._principal.user_id
+        for last in (False, True):
+            async with self._services.unit_of_work() as work:
+                appointments = Appointments(work.connection)
+                stored = await appointments.answer(command_id)
+                on_its_way = stored is None and await appointments.open_move_of(command_id, user_id)
+            if stored is not None and stored.user_id == user_id:
+                return {"command_id": command_id} | await self._outcome(stored.answer)
+            if stored is not None or last:
+                break
+            try:
+                pending = on_its_way or await self._services.calendars.find_pending(command_id, user_id) is not None
+            except ActorLost as failure:
+                raise Problem("unavailable") from failure
+            if pending:
+                return {"command_id": command_id, "status": "pending"}
+        raise Problem("not_found")
+
+    async def _outcome(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        if "rejected" in answer:
+            rejected = answer["rejected"]
+            return {"status": "rejected", "problem": Problem(rejected["code"], rejected["detail"]).body()}
+        plain = answer["done"].get("appointment")
+        if plain is None:
+            return {"status": "done"}
+        async with self._services.unit_of_work() as work:
+            row = await Appointments(work.connection).get(plain["id"])
+            reason = None if row is None else await self._reason(work, row)
+        return {"status": "done", "appointment": await self._answered(plain, reason)}
+
+    # Who may, and where
+
+    def _header(
+        self,
+        doctor_id: str,
+        body: Mapping[str, Any] | None,
+        key: str | None,
+        override_reason: str | None = None,
+        prefer: str | None = None,
+    ) -> dict[str, Any]:
+        return commands.header(
+            self._request,
+            self._principal,
+            doctor_id=doctor_id,
+            body=body,
+            key=key,
+            override_reason=override_reason,
+            prefer=prefer,
+        )
+
+    async def _doctor_of(self, slot_id: str) -> str:
+        try:
+            doctor_id = await self._slot_owners.doctor_of(slot_id)
+        except TooManyWaiting:
+            raise Problem("unavailable") from None
+        if doctor_id is None:
+            raise Problem("not_found", "There is no such slot.")
+        return doctor_id
+
+    def _check_own_calendar(self, doctor_id: str) -> None:
+        if self._principal.role is Role.DOCTOR and self._principal.doctor_id != doctor_id:
+            raise Problem("forbidden", "A doctor books in their own calendar.")
+
+    async def _patient_to_book_for(self, asked_for: str | None) -> tuple[str, DataKey]:
+        """The patient, and the key that seals what concerns it.
+
+        Raises:
+            Problem: no such patient, or not one that the caller may book for.
+        """
+        principal, vault = self._principal, self._services.vault
+        patient_id = asked_for or principal.patient_id
+        if patient_id is None:
+            raise invalid("/patient_id", "Staff have to say for whom they book.")
+        try:
+            if principal.books_for(patient_id):
+                return patient_id, principal.patient_data_key(vault, patient_id)
+            if principal.staff:
+                async with self._services.unit_of_work() as work:
+                    keys = await work.patients.wrapped_keys([patient_id])
+                return patient_id, vault.data_key(patient_owner(patient_id), keys.get(patient_id))
+        except Unreadable:
+            pass
+        raise Problem("not_found", "There is no such patient.")
+
+    async def _visible(self, appointment_id: str) -> AppointmentRow:
+        """The appointment as committed.
+
+        Raises:
+            Problem: there is none, or the caller may not see it.
+        """
+        async with self._services.unit_of_work() as work:
+            row = await Appointments(work.connection).get(appointment_id)
+        if row is None or not self._may_see(row):
+            raise Problem("not_found", "There is no such appointment.")
+        return row
+
+    def _may_see(self, row: AppointmentRow) -> bool:
+        principal = self._principal
+        match principal.role:
+            case Role.ADMIN:
+                return True
+            case Role.DOCTOR if principal.doctor_id == row.doctor_id:
+                return True
+            case _:
+                return principal.books_for(row.patient_id)
+
+    async def _follow(self, appointment_id: str, send: Any) -> dict[str, Any]:
+        """Send a command to the calendar that has the appointment, and after it where it has gone meanwhile.
+
+        An appointment on its way to another doctor is taken in there first.
+        """
+        row = await self._visible(appointment_id)
+        for attempt in range(ATTEMPTS_MAX):
+            if row.open_move_id is not None:
+                await self._services.moves.drive_on(row.open_move_id)
+            try:
+                answer = await send(row)
+            except NotLive:
+                now = await self._visible(appointment_id)
+                gone_on = now.doctor_id != row.doctor_id or now.open_move_id is not None
+                if not gone_on or attempt == ATTEMPTS_MAX - 1:
+                    raise
+                row = now
+                continue
+            async with self._services.unit_of_work() as work:
+                reason = await self._reason(work, row)
+            return await self._answered(answer["appointment"], reason)
+        raise Problem("unavailable")
+
+    # What is told
+
+    async def _answered(self, plain: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
+        """An appointment out of a calendar's answer, as the caller gets it."""
+        shown = await self._public(plain, reason)
+        if self._principal.staff:
+            async with self._services.unit_of_work() as work:
+                shown["patient"] = _patient(await work.patients.get(plain["patient_id"]))
+        return shown
+
+    async def shown(self, rows: list[AppointmentRow]) -> list[dict[str, Any]]:
+        """Appointments out of the database, as the caller gets them."""
+        async with self._services.unit_of_work() as work:
+            keys = await work.patients.wrapped_keys({row.patient_id for row in rows})
+            patients = await work.patients.get_many({row.patient_id for row in rows}) if self._principal.staff else {}
+        shown = []
+        for row in rows:
+            each = await self._public(asdict(row), self._unsealed(row, keys.get(row.patient_id)))
+            if self._principal.staff:
+                each["patient"] = _patient(patients.get(row.patient_id))
+            shown.append(each)
+        return shown
+
+    async def _public(self, plain: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
+        policy = self._services.policy
+        start = _instant(plain["start"])
+        return {
+            "id": plain["id"],
+            "doctor_id": plain["doctor_id"],
+            "patient_id": plain["patient_id"],
+            "booked_by": plain["booked_by"],
+            "slot_id": plain["slot_id"],
+            "location_id": plain["location_id"],
+            "service_id": plain["service_id"],
+            "timezone": await self._locations.timezone_of(plain["location_id"]),
+            "start": start,
+            "end": _instant(plain["end"]),
+            "status": plain["status"],
+            "displaced": plain["displaced"],
+            "version": plain["version"],
+            "reason": reason,
+            "move_until": policy.move_until(start),
+            "cancel_until": policy.cancel_until(start),
+            "created_at": _instant(plain["created_at"]),
+            "updated_at": _instant(plain["updated_at"]),
+        }
+
+    async def _reason(self, work: Any, row: AppointmentRow) -> str | None:
+        if row.sealed_reason is None:
+            return None
+        keys = await work.patients.wrapped_keys([row.patient_id])
+        return self._unsealed(row, keys.get(row.patient_id))
+
+    def _unsealed(self, row: AppointmentRow, wrapped_key: bytes | None) -> str | None:
+        if row.sealed_reason is None or wrapped_key is None:
+            return None
+        key = self._services.vault.data_key(patient_owner(row.patient_id), wrapped_key)
+        return key.unseal(row.sealed_reason, _reason_place(row.patient_id)).decode()
+
+
+def _reason_place(patient_id: str) -> bytes:
+    """Reasons are tied to their patient, not to one appointment: a repeated command seals anew under another id."""
+    return place("patient", patient_id, "appointment_reason")
+
+
+def _instant(value: str | datetime) -> datetime:
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+def _patient(patient: Patient | None) -> dict[str, Any] | None:
+    return None if patient is None else asdict(patient)
