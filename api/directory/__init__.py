@@ -1,0 +1,1 @@
+"""What anybody may look up: doctors, specialties, locations and services."""

@@ -1,0 +1,169 @@
+"""``GET /v1/slots``: what can be booked, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Annotated, Any, Final
+
+from fastapi import Query, Request
+from pydantic import AfterValidator, Field, WithJsonSchema
+from starlette.responses import Response
+
+from actors.availability import zone
+from api.dependencies import Page, TheServices
+from api.directory.answers import READ_RESPONSES, tagged
+from api.directory.location_directory import LocationDirectory, TheLocationDirectory
+from api.directory.schemas import Specialty
+from api.directory.service import page_by_key
+from api.errors import invalid
+from api.fields import Answer, Day, Id
+from api.routing import router as strict_router
+from api.scheduling.slot_owners import TheSlotOwners
+from persistence.repositories.slots import SlotRow, Slots, SlotSearch, SlotStatus, Window
+
+DAYS_MAX: Final = 62
+DAYS_AFTER_FIRST: Final = 14
+
+router = strict_router(tag="slots")
+
+
+class SlotAnswer(Answer):
+    """An interval ``[start, end)`` that a doctor offers."""
+
+    id: Id
+    doctor_id: Id
+    location_id: Id
+    service_id: Annotated[Id | None, Field(description="What it is for; null: anything that the doctor does.")]
+    timezone: Annotated[str, Field(examples=["Europe/Berlin"], description="Of the location.")]
+    start: datetime
+    end: datetime
+    status: SlotStatus
+
+
+class SlotPage(Answer):
+    """Slots by start, then id."""
+
+    items: list[SlotAnswer]
+    next_cursor: str | None
+
+
+def _statuses(value: str) -> str:
+    if not set(value.split(",")) <= set(SlotStatus):
+        raise ValueError(f"This should be one or more of {', '.join(SlotStatus)}, separated by commas.")
+    return value
+
+
+_STATUS: Final = f"({'|'.join(SlotStatus)})"
+
+Statuses = Annotated[
+    str,
+    Query(max_length=100, description="One or more of them, separated by commas."),
+    AfterValidator(_statuses),
+    WithJsonSchema({"type": "string", "pattern": f"^{_STATUS}(,{_STATUS}){{0,4}}$", "examples": ["free"]}),
+]
+
+
+@router.get("/v1/slots", response_model=SlotPage, responses=READ_RESPONSES)
+async def list_slots(
+    request: Request,
+    services: TheServices,
+    directory: TheLocationDirectory,
+    owners: TheSlotOwners,
+    page: Page,
+    doctor_id: Annotated[Id | None, Query()] = None,
+    specialty: Annotated[Specialty | None, Query()] = None,
+    location_id: Annotated[Id | None, Query()] = None,
+    service_id: Annotated[
+        Id | None, Query(description="Slots for it, and slots for anything of doctors who offer it.")
+    ] = None,
+    first_day: Annotated[Day | None, Query(alias="from", description="Default: today.")] = None,
+    last_day: Annotated[Day | None, Query(alias="to", description="Included. Default: 14 days after `from`.")] = None,
+    status: Statuses = SlotStatus.FREE.value,
+) -> Response:
+    """Slots that meet every condition given, on days as the clocks of their locations have them.
+
+    A free slot is one that can still be booked: those that have begun are not listed as free.
+    """
+    now = datetime.now(UTC)
+    check_days(first_day, last_day, now)
+    locations = (await directory.locations()).value
+    zones = locations.by_timezone
+    if location_id is not None:
+        place = locations.by_id.get(location_id)
+        zones = {} if place is None else {place.timezone: (location_id,)}
+    after = page.after("slots", 2)
+    search = SlotSearch(
+        windows=windows(first_day, last_day, now, zones),
+        now=now,
+        limit=page.limit + 1,
+        statuses=frozenset(SlotStatus(each) for each in status.split(",")),
+        after=None if after is None else (datetime.fromisoformat(after[0]), after[1]),
+        doctor_id=doctor_id,
+        location_id=location_id,
+        specialty=specialty,
+        service_id=service_id,
+    )
+    found: list[SlotRow] = []
+    if search.windows:
+        async with services.unit_of_work() as work:
+            found = await Slots(work.connection).search(search)
+    owners.learn((row.id, row.doctor_id) for row in found)
+    timezones = {place_id: await directory.timezone_of(place_id) for place_id in {row.location_id for row in found}}
+    content = page_by_key(
+        page,
+        "slots",
+        found,
+        key=lambda row: (row.start, row.id),
+        plain=lambda row: slot_plain(row, timezones[row.location_id]),
+    )
+    return tagged(request, content, now)
+
+
+def check_days(first_day: date | None, last_day: date | None, now: datetime) -> None:
+    """Let a sane range of days pass.
+
+    Raises:
+        Problem: 422, it ends before it begins, or is too long.
+    """
+    if last_day is None:
+        return
+    if first_day is not None and last_day < first_day:
+        raise invalid("/query/to", "This should not be before from.")
+    if (last_day - (first_day or now.date())).days >= DAYS_MAX:
+        raise invalid("/query/to", f"The range should have at most {DAYS_MAX} days.")
+
+
+def windows(
+    first_day: date | None, last_day: date | None, now: datetime, zones: Mapping[str, tuple[str, ...]]
+) -> tuple[Window, ...]:
+    """The instants of the days asked for, by the clocks of each zone's locations; zones that agree share a window."""
+    agreeing: dict[tuple[datetime, datetime], tuple[str, ...]] = {}
+    for name, location_ids in zones.items():
+        clock = zone(name)
+        first = first_day or now.astimezone(clock).date()
+        last = last_day or first + timedelta(days=DAYS_AFTER_FIRST)
+        if first <= last:
+            midnights = (datetime.combine(day, time(), clock) for day in (first, last + timedelta(days=1)))
+            start, end = (midnight.astimezone(UTC) for midnight in midnights)
+            agreeing[start, end] = agreeing.get((start, end), ()) + location_ids
+    return tuple(Window(start=start, end=end, location_ids=ids) for (start, end), ids in agreeing.items())
+
+
+async def slot_shown(directory: LocationDirectory, row: SlotRow) -> dict[str, Any]:
+    """One slot in JSON."""
+    return slot_plain(row, await directory.timezone_of(row.location_id))
+
+
+def slot_plain(row: SlotRow, timezone: str) -> dict[str, Any]:
+    """A slot in JSON; ``timezone`` is that of its location."""
+    return {
+        "id": row.id,
+        "doctor_id": row.doctor_id,
+        "location_id": row.location_id,
+        "service_id": row.service_id,
+        "timezone": timezone,
+        "start": row.start,
+        "end": row.end,
+        "status": row.status,
+    }
