@@ -11,7 +11,7 @@ loads and look-ups use a small pool beside it. Which errors mean what:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -62,9 +62,8 @@ class PostgresJournal:
     async def append(self, append: Append) -> dict[str, StoredAnswer]:
         """See ``Journal.append``."""
         connection = await self._connection_to_append()
-        batch = orjson.dumps(self._batch(append)).decode()
         try:
-            cursor = await connection.execute("SELECT journal_append(%s::json)", (batch,), prepare=True)
+            cursor = await connection.execute(_APPEND, self._arguments(append), prepare=True)
             row = await cursor.fetchone()
         except psycopg.Error as error:
             if connection.broken or connection.closed:
@@ -156,9 +155,9 @@ class PostgresJournal:
             await self._pool.close()
             self._pool = None
 
-    def _batch(self, append: Append) -> dict[str, Any]:
-        """The argument of ``journal_append``; parts with nothing in them are left out."""
-        outbox = [
+    def _arguments(self, append: Append) -> dict[str, str | int | datetime | None]:
+        """The arguments of ``journal_append``; a part with nothing in it is none."""
+        notifications = [
             {
                 "id": new_id(),
                 "kind": kind,
@@ -171,55 +170,55 @@ class PostgresJournal:
             for row in append.events
             for kind, appointment_id, version in intents(row.event)
         ]
-        batch: dict[str, Any] = {
-            "calendars": append.calendars,
-            "locks": sorted(_lock_key(each) for each in append.patients | append.holders),
-            "events": [
-                {
-                    "doctor_id": row.doctor_id,
-                    "sequence": row.sequence,
-                    "epoch": row.epoch,
-                    "at": row.at,
-                    "kind": wire_name(row.event),
-                    "payload": row.event,
-                    "command_id": row.command_id,
-                }
-                for row in append.events
-            ],
-            "commands": append.commands,
-            "new_slots": append.new_slots,
-            "slots": append.slots,
-            "holds": append.holds,
-            "holds_gone": append.holds_gone,
-            "appointments": append.appointments,
-            "closures": append.closures,
-            "closures_removed": append.closures_removed,
-            "moves_reserved": [row for row in append.moves if row["state"] == "reserved"],
-            "moves_changed": [row for row in append.moves if row["state"] != "reserved"],
-            "outbox": outbox,
-            "audit": [
-                {
-                    "id": new_id(),
-                    "at": row.at,
-                    "user_id": row.user_id,
-                    "role": row.role,
-                    "action": row.action,
-                    "subject": row.subject,
-                    "subject_id": row.subject_id,
-                    "override": row.override,
-                }
-                for row in append.audit
-            ],
-            "patients": list(append.patients),
-            "limited_patients": list(append.limited_patients),
-            "holders": list(append.holders),
-            "look_up": append.look_up,
+        events = [
+            {
+                "doctor_id": row.doctor_id,
+                "sequence": row.sequence,
+                "epoch": row.epoch,
+                "at": row.at,
+                "kind": wire_name(row.event),
+                "payload": row.event,
+                "command_id": row.command_id,
+            }
+            for row in append.events
+        ]
+        audits = [
+            {
+                "id": new_id(),
+                "at": row.at,
+                "user_id": row.user_id,
+                "role": row.role,
+                "action": row.action,
+                "subject": row.subject,
+                "subject_id": row.subject_id,
+                "override": row.override,
+            }
+            for row in append.audit
+        ]
+        return {
+            "calendars": _rows(append.calendars),
+            "locks": _array(sorted(_lock_key(each) for each in append.patients | append.holders)),
+            "events": _rows(events),
+            "commands": _rows(append.commands),
+            "new_slots": _rows(append.new_slots),
+            "slots": _rows(append.slots),
+            "holds_gone": _array(append.holds_gone),
+            "holds": _rows(append.holds),
+            "appointments": _rows(append.appointments),
+            "closures": _rows(append.closures),
+            "closures_removed": _rows(append.closures_removed),
+            "moves_reserved": _rows([row for row in append.moves if row["state"] == "reserved"]),
+            "moves_changed": _rows([row for row in append.moves if row["state"] != "reserved"]),
+            "notifications": _rows(notifications),
+            "audits": _rows(audits),
+            "patients": _array(append.patients),
+            "limited_patients": _array(append.limited_patients),
+            "holders": _array(append.holders),
+            "live_appointments_max": self._live_appointments_max,
+            "holds_max": self._holds_max,
+            "decided_at": max((row.at for row in append.events), default=None),
+            "look_up": _array(append.look_up),
         }
-        batch = {name: part for name, part in batch.items() if part}
-        batch["live_appointments_max"] = self._live_appointments_max
-        batch["holds_max"] = self._holds_max
-        batch["now"] = max((row.at for row in append.events), default=None)
-        return batch
 
     async def _connection_to_append(self) -> psycopg.AsyncConnection[TupleRow]:
         """The one connection that appends; lost before the call means that nothing was committed."""
@@ -255,6 +254,16 @@ class PostgresJournal:
             raise JournalUnavailable(type(error).__name__) from error
 
 
+_APPEND = """
+SELECT journal_append(
+    calendars => %(calendars)s, locks => %(locks)s, events => %(events)s, commands => %(commands)s,
+    new_slots => %(new_slots)s, slots => %(slots)s, holds_gone => %(holds_gone)s, holds => %(holds)s,
+    appointments => %(appointments)s, closures => %(closures)s, closures_removed => %(closures_removed)s,
+    moves_reserved => %(moves_reserved)s, moves_changed => %(moves_changed)s, notifications => %(notifications)s,
+    audits => %(audits)s, patients => %(patients)s, limited_patients => %(limited_patients)s, holders => %(holders)s,
+    live_appointments_max => %(live_appointments_max)s, holds_max => %(holds_max)s, decided_at => %(decided_at)s,
+    look_up => %(look_up)s)
+"""
 _CONNECT: dict[str, Any] = {
     "connect_timeout": 3,
     "keepalives_idle": 5,
@@ -277,6 +286,16 @@ def _definite(error: psycopg.Error) -> Exception:
     if state.startswith(_SERVER_TROUBLE):
         return JournalUnavailable(state)
     return Conflict(f"{state} {error.diag.constraint_name or ''}".strip())
+
+
+def _rows(rows: Sequence[Any]) -> str | None:
+    """Rows as JSON text."""
+    return orjson.dumps(rows).decode() if rows else None
+
+
+def _array(values: Collection[str] | Collection[int]) -> str | None:
+    """Ids or numbers as the text of an array."""
+    return f"{{{','.join(map(str, values))}}}" if values else None
 
 
 def _lock_key(identifier: str) -> int:
