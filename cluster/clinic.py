@@ -38,6 +38,8 @@ DOCTORS_MAX = 5_000
 PATIENTS_MAX = 10_000
 VISITS_MAX = 10_000
 NAMES_PER_DOCTOR_MAX = 50
+SPECIALTIES_PER_DOCTOR_MAX = 20
+SPECIALTY_LENGTH_MAX = 100
 SCHEDULES_PER_DOCTOR_MAX = 50
 RULES_PER_DOCTOR_MAX = 200
 CHILDREN_PER_PATIENT_MAX = 20
@@ -186,7 +188,7 @@ class _Reader:
             name=fields.read("name", field.person, ""),
             email=fields.read("email", field.email, ""),
             phone=fields.read("phone", field.phone, ""),
-            specialties=self._names(fields, "specialties", "specialty", None, least=1),
+            specialties=self._names(fields, "specialties", "specialty", None, least=1, most=SPECIALTIES_PER_DOCTOR_MAX),
             locations=locations,
             services=services,
             schedules=schedules or (),
@@ -272,14 +274,23 @@ class _Reader:
         return sound
 
     def _names(
-        self, fields: Fields, key: str, kind: str, known: Mapping[str, object] | None, *, least: int = 0
+        self,
+        fields: Fields,
+        key: str,
+        kind: str,
+        known: Mapping[str, object] | None,
+        *,
+        least: int = 0,
+        most: int = NAMES_PER_DOCTOR_MAX,
     ) -> tuple[str, ...]:
         """A list of different names, each of something known; those with a fault are left out."""
         names: list[str] = []
-        for node, path in fields.each(key, least=least, most=NAMES_PER_DOCTOR_MAX):
+        for node, path in fields.each(key, least=least, most=most):
             name = field.read(self.faults, node, path, field.text, "")
             if name in names:
                 self.faults.note(node, path, f"{quoted(name)} is here twice")
+            elif known is None and len(name) > SPECIALTY_LENGTH_MAX:
+                self.faults.note(node, path, f"must have at most {SPECIALTY_LENGTH_MAX} characters")
             elif name and known is not None and name not in known:
                 self.faults.note(node, path, unknown(kind, name, known))
             elif name:

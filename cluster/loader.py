@@ -7,6 +7,7 @@ logins, and a visit by who visits whom. It is kept as it is, even where the file
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -44,14 +45,17 @@ class Count:
 
 @dataclass(slots=True, kw_only=True)
 class LoadReport:
-    """What was made and what was there already; ``refused`` says what could not be done, a line each."""
+    """What was made and what was there already.
+
+    ``skipped`` counts slots that were not opened, by the reason; ``refused`` says what could not be done, a line each.
+    """
 
     locations: Count = field(default_factory=Count)
     services: Count = field(default_factory=Count)
     doctors: Count = field(default_factory=Count)
     schedules: Count = field(default_factory=Count)
     slots: Count = field(default_factory=Count)
-    slots_skipped: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
     patients: Count = field(default_factory=Count)
     children: Count = field(default_factory=Count)
     visits: Count = field(default_factory=Count)
@@ -65,8 +69,9 @@ class LoadReport:
     def lines(self) -> list[str]:
         """The report for people."""
         lines = [f"{name:9} {count.made:6} made {count.kept:6} kept" for name, count in self._counts()]
-        if self.slots_skipped:
-            lines.append(f"{self.slots_skipped} slots were skipped: the clock changes, or another slot is in their way")
+        if self.skipped:
+            whys = ", ".join(f"{why} {count}" for why, count in sorted(self.skipped.items()))
+            lines.append(f"slots     {self.skipped.total():6} skipped: {whys}")
         return lines + [f"refused: {refused}" for refused in self.refused]
 
     def _counts(self) -> list[tuple[str, Count]]:
@@ -184,7 +189,7 @@ class _Loader:
             published = (await self._admin.call("POST", f"{path}/publish", json=days)).body
             self.report.slots.made += published["opened"]
             self.report.slots.kept += published["kept"]
-            self.report.slots_skipped += len(published["skipped"])
+            self.report.skipped.update(slot["why"] for slot in published["skipped"])
 
     async def _make_doctor(self, doctor: Doctor) -> str | None:
         body = {

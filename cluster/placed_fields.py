@@ -23,7 +23,7 @@ TEXT_LENGTH_MAX = 200
 QUOTED_LENGTH_MAX = 80
 LIKENESSES_MAX = 300
 DAYS_FROM_TODAY_MAX = 3_660
-FIRST_BIRTH_DATE = date(1900, 1, 1)
+FIRST_DATE, LAST_DATE = date(1901, 1, 1), date(2199, 12, 31)
 
 _DAY_FROM_TODAY = re.compile(r"today(?: *([+-]) *([0-9]{1,4}))?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -221,8 +221,8 @@ def day(today: date) -> Callable[[Scalar], date]:
 def birth_date(today: date) -> Callable[[Scalar], date]:
     def reader(scalar: Scalar) -> date:
         born = _date(scalar, "must be a date such as 1984-05-31")
-        if not FIRST_BIRTH_DATE <= born <= today:
-            raise ValueError(f"must be from {FIRST_BIRTH_DATE} to today")
+        if born > today:
+            raise ValueError("must not be after today")
         return born
 
     return reader
@@ -232,9 +232,12 @@ def _date(scalar: Scalar, otherwise: str) -> date:
     if not _DATE.fullmatch(scalar.text):
         raise ValueError(otherwise)
     try:
-        return date.fromisoformat(scalar.text)
+        parsed = date.fromisoformat(scalar.text)
     except ValueError as error:
         raise ValueError(f"there is no such day: {error}") from error
+    if not FIRST_DATE <= parsed <= LAST_DATE:
+        raise ValueError(f"must be from {FIRST_DATE} to {LAST_DATE}")
+    return parsed
 
 
 def clock(scalar: Scalar) -> time:
