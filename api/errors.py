@@ -1,7 +1,7 @@
 """Every answer that is not a success: RFC 9457 problems, with one code for programs and one status for each code.
 
-A handler raises ``Problem("slot_taken")``; rejections of a calendar, invalid input, unknown addresses and a database that
-is away become problems here too. What nobody foresaw becomes a 500 that says nothing of the inside (see
+A handler raises ``Problem("slot_taken")``; rejections of a calendar, invalid input, unknown addresses and a database
+that is away become problems here too. What nobody foresaw becomes a 500 that says nothing of the inside (see
 ``api.middleware``).
 """
 
@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from actors.errors import Rejection
+from persistence.repositories.users import EmailTaken, LoginTaken, PhoneTaken
 from persistence.unit_of_work import DatabaseUnavailable
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -84,8 +85,8 @@ _CODE_OF_STATUS: Final = {
 class Problem(Exception):
     """An answer that is not a success.
 
-    ``errors`` says what is wrong where: pairs of a JSON pointer and a detail. ``retry_after_s`` becomes the header, rounded
-    up. ``members`` are extension members of the body, as RFC 6749's ``error``.
+    ``errors`` says what is wrong where: pairs of a JSON pointer and a detail. ``retry_after_s`` becomes the header,
+    rounded up. ``members`` are extension members of the body, as RFC 6749's ``error``.
     """
 
     def __init__(
@@ -156,6 +157,12 @@ def problem_of(error: BaseException) -> Problem | None:
             return Problem("validation_error", errors=[_located(each) for each in error.errors()])
         case DatabaseUnavailable() | OperationalError() | InterfaceError() | PoolTimeout():
             return Problem("unavailable")
+        case LoginTaken():
+            return Problem("login_taken")
+        case EmailTaken():
+            return Problem("email_taken")
+        case PhoneTaken():
+            return Problem("phone_taken")
         case HTTPException():
             code = _CODE_OF_STATUS.get(error.status_code, "bad_request")
             return Problem(code, headers=error.headers)
@@ -180,6 +187,9 @@ def add_handlers(app: FastAPI) -> None:
         OperationalError,
         InterfaceError,
         PoolTimeout,
+        LoginTaken,
+        EmailTaken,
+        PhoneTaken,
         HTTPException,
     ):
         app.add_exception_handler(kind, answer)

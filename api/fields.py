@@ -1,7 +1,7 @@
 """The types of what comes in and goes out: what is accepted, in which form it is kept, how it looks in JSON.
 
-Each is an annotated type for models and parameters, so a field that is declared with one is checked and normalised. What
-is refused gives a ``ValueError`` whose message is for the caller and quotes nothing of what they sent.
+Each is an annotated type for models and parameters, so a field that is declared with one is checked and normalised.
+What is refused gives a ``ValueError`` whose message is for the caller and quotes nothing of what they sent.
 """
 
 from __future__ import annotations
@@ -93,7 +93,12 @@ def _named(value: str) -> str:
     return value
 
 
-def _login(value: str) -> str:
+def checked_login(value: str) -> str:
+    """The normal form of a login that may be one.
+
+    Raises:
+        ValueError
+    """
     login = normal_login(value)
     if not 3 <= len(login) <= 64:
         raise ValueError("A login should have 3 to 64 characters.")
@@ -107,7 +112,7 @@ def _email(value: str) -> str:
         checked = validate_email(value, check_deliverability=False, globally_deliverable=False)
     except EmailNotValidError:
         raise ValueError("This should be an e-mail address, as anna@clinic.example.") from None
-    if checked.ascii_domain is None or "." not in checked.ascii_domain or checked.ascii_domain.startswith("["):
+    if "." not in checked.ascii_domain or checked.ascii_domain.startswith("["):
         raise ValueError("This should be an e-mail address, as anna@clinic.example.")
     return checked.normalized
 
@@ -198,7 +203,7 @@ PersonName = Annotated[
 """What a person is called."""
 
 Login = Annotated[
-    str, Field(max_length=200), AfterValidator(_login), _schema("anna.petrova", minLength=3, maxLength=64)
+    str, Field(max_length=200), AfterValidator(checked_login), _schema("anna.petrova", minLength=3, maxLength=64)
 ]
 """What a person signs in with, in its normal form from here on."""
 

@@ -18,6 +18,7 @@ import hashlib
 import hmac
 import os
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any, Final
 
 import orjson
@@ -142,9 +143,9 @@ class Vault:
             self._open.popitem(last=False)
         return opened
 
-    def forget(self, owner: str) -> None:
-        """Let go of the unwrapped keys of ``owner``, who was erased."""
-        for entry in [entry for entry in self._open if entry[0] == owner]:
+    def forget(self, owners: Collection[str]) -> None:
+        """Let go of the unwrapped keys of ``owners``, who were erased."""
+        for entry in [entry for entry in self._open if entry[0] in owners]:
             del self._open[entry]
 
     def index(self, kind: str, value: str) -> bytes:

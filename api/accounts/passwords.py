@@ -1,7 +1,7 @@
 """Passwords: which ones are good enough, and their hashes, made off the event loop by a few threads.
 
-Argon2id with the parameters that OWASP gives for it: 19 MiB, 2 passes, 1 lane. A hash takes some 20 ms of a core, so what
-waits for a thread is bounded and past the bound refused.
+Argon2id with the parameters that OWASP gives for it: 19 MiB, 2 passes, 1 lane. A hash takes some 20 ms of a core, so
+what waits for a thread is bounded and past the bound refused.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from typing import Final
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from api.errors import Problem
+
 LENGTH_MIN: Final = 10
 LENGTH_MAX: Final = 128
 DISTINCT_MIN: Final = 4
 BARE_LENGTH_MIN: Final = 3
 _SUBSTITUTIONS: Final = str.maketrans("0134578@$!|+", "oieastbasiit")
 _DECORATION: Final = "0123456789!@#$%^&*()-_=+.,?/~'\"+<>:; "
-
-
-class HashersBusy(Exception):
-    """As many passwords wait to be hashed as are allowed."""
 
 
 class Passwords:
@@ -51,10 +49,10 @@ class Passwords:
         """A thread of one's own.
 
         Raises:
-            HashersBusy: too many wait for one.
+            Problem: ``unavailable``, too many wait for one.
         """
         if self._waiting >= self._waiting_max:
-            raise HashersBusy
+            raise Problem("unavailable", "Too many people sign in right now: try again.", retry_after_s=1)
         self._waiting += 1
         try:
             await self._free.acquire()
@@ -69,19 +67,10 @@ class Passwords:
         """The hash to keep of a password.
 
         Raises:
-            HashersBusy
+            Problem: ``unavailable``, too many wait for a thread.
         """
         async with self.turn() as turn:
             return await turn.hash(password)
-
-    async def verify(self, password_hash: str | None, password: str) -> bool:
-        """Whether the hash is of that password.
-
-        Raises:
-            HashersBusy
-        """
-        async with self.turn() as turn:
-            return await turn.verify(password_hash, password)
 
     def outdated(self, password_hash: str) -> bool:
         """Whether a hash was made with other parameters than today's."""

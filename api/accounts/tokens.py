@@ -1,8 +1,8 @@
 """Access tokens: the one module that touches python-jose, which accepts by default much that must be refused.
 
-A token is a JWT by RFC 9068: ``typ`` at+jwt, signed with ES256 by a key of ours that its ``kid`` names, for our issuer and
-audience, with every claim we set. Everything else is refused before jose sees it: other algorithms (``none``, and HS256
-with our public key as its secret), other header fields (``crit``, ``jwk``, ``jku``, ``x5u`` … name keys or rules of the
+A token is a JWT by RFC 9068: ``typ`` at+jwt, signed with ES256 by a key of ours that its ``kid`` names, for our issuer
+and audience, with every claim we set. Everything else is refused before jose sees it: other algorithms (``none``, and
+HS256 with our public key as its secret), other header fields (``crit``, ``jwk``, ``jku``, ``x5u`` … name keys or rules of the
 sender's), encrypted tokens, encodings that are not canonical, and anything too long to be ours.
 
 A token that was verified is remembered by its SHA-256 until it expires, so it is verified once in a process. Keys are
@@ -194,9 +194,7 @@ class AccessTokens:
         user_id, session_id = claims["sub"], claims.get("sid")
         if not (_is_id(user_id) and _is_id(session_id)):
             raise InvalidToken("sub or sid is not an id")
-        return Claims(
-            user_id=user_id, session_id=session_id, session_generation=generation, expires_at=expires_at
-        )
+        return Claims(user_id=user_id, session_id=session_id, session_generation=generation, expires_at=expires_at)
 
     async def _reload(self, *, older_than_s: float) -> None:
         async with self._loading:

@@ -125,6 +125,18 @@ class Codes:
         )
         return owner
 
+    async def holder(self, purpose: Purpose, code: str, *, now: datetime) -> str | None:
+        """The id of the user whose good code this is; it stays good."""
+        owner: str | None = await self._connection.scalar(
+            select(verification_code.c.user_id).where(
+                verification_code.c.purpose == purpose.value,
+                verification_code.c.code_index == self._index(purpose, code),
+                verification_code.c.used_at.is_(None),
+                verification_code.c.expires_at > now,
+            )
+        )
+        return owner
+
     async def redeem_short(
         self, user_id: str, purpose: Purpose, code: str, *, now: datetime, attempts_max: int
     ) -> bool:

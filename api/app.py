@@ -1,0 +1,129 @@
+"""The application: what every request passes through, the routes, and what they work with, opened and closed here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+from typing import Final
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.accounts import router as accounts
+from api.accounts.first_admin import ensure_first_admin
+from api.directory import router as directory
+from api.directory.location_directory import LocationDirectory
+from api.errors import add_handlers
+from api.gate import close_gate, open_gate
+from api.middleware import BodyLimit, ClientAddress, RateLimit, RequestContext
+from api.openapi import describe
+from api.operations import router as operations
+from api.operations.metrics import CountRequests, Metrics
+from api.operations.readiness import Readiness
+from api.routing import Json
+from api.scheduling import router as scheduling
+from api.scheduling import slots
+from api.scheduling.slot_owners import slot_owners
+from cluster.bootstrap import close_services, open_services
+from cluster.settings import Settings, read_settings
+
+OPENAPI_PATH: Final = "/openapi.json"
+DOCS_POLICY: Final = (
+    "default-src 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
+    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    "frame-ancestors 'none'"
+)
+EXPOSED_HEADERS: Final = ("ETag", "Location", "Retry-After", "X-As-Of", "X-Request-ID")
+ROUTERS: Final[tuple[APIRouter, ...]] = (
+    scheduling.routes,
+    slots.router,
+    accounts.router,
+    accounts.well_known,
+    directory.router,
+    operations.routes,
+)
+"""The routes are tried in this order: those that are asked for most come first."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application over these settings, or those of the environment. It opens its services when it starts."""
+    settings = settings or read_settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = app.state.services = await open_services(settings)
+        try:
+            gate = app.state.gate = await open_gate(settings, unit_of_work=services.unit_of_work, redis=services.redis)
+            readiness = app.state.readiness = Readiness(services)
+            app.state.location_directory = LocationDirectory(services.unit_of_work)
+            app.state.slot_owners = slot_owners(services.unit_of_work)
+            try:
+                await ensure_first_admin(services, gate.passwords)
+                yield
+            finally:
+                readiness.close()
+                await close_gate(gate)
+        finally:
+            await close_services(services)
+
+    app = FastAPI(
+        title="zapis",
+        version=version("zapis"),
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    add_handlers(app)
+    _add_routes(app, ROUTERS)
+    _add_documentation(app)
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]  # how FastAPI says to do it
+    # The last one added is the outermost.
+    if settings.rate_limit:
+        app.add_middleware(RateLimit)
+    app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max, seconds_max=settings.request_deadline_s)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Prefer"],
+            expose_headers=EXPOSED_HEADERS,
+            max_age=600,
+        )
+    if settings.trusted_proxies:
+        app.add_middleware(ClientAddress, trusted=settings.trusted_proxies)
+    app.state.metrics = Metrics()
+    app.add_middleware(CountRequests, metrics=app.state.metrics)
+    app.add_middleware(RequestContext)
+    return app
+
+
+def _add_routes(app: FastAPI, routers: Iterable[APIRouter]) -> None:
+    """Take the routes themselves: ``include_router`` would match every request twice."""
+    for router in routers:
+        app.router.routes.extend(router.routes)
+
+
+def _add_documentation(app: FastAPI) -> None:
+    document: bytes | memoryview | None = None
+
+    async def openapi(_: Request) -> Response:
+        nonlocal document
+        if document is None:
+            document = Json(describe(app)).body
+        return Response(document, media_type="application/json", headers={"Cache-Control": "public, max-age=300"})
+
+    async def docs(_: Request) -> Response:
+        page = get_swagger_ui_html(openapi_url=OPENAPI_PATH, title="zapis")
+        page.headers["Content-Security-Policy"] = DOCS_POLICY
+        return page
+
+    app.add_route(OPENAPI_PATH, openapi, include_in_schema=False)
+    app.add_route("/docs", docs, include_in_schema=False)

@@ -1,0 +1,80 @@
+"""What decides who gets in, and how often: one ``Gate`` for each API process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from redis.asyncio import Redis
+
+from api.accounts.passwords import Passwords
+from api.accounts.tokens import AccessTokens
+from api.limits import Limit, Limits
+from api.principals import PrincipalCache
+from cluster.settings import Settings
+from persistence.unit_of_work import UnitOfWork
+
+ATTEMPT_SHARE: Final = 10
+MINUTE_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Tokens, principals, passwords and limits."""
+
+    tokens: AccessTokens
+    principals: PrincipalCache
+    passwords: Passwords
+    limits: Limits
+    requests: Limit
+    """Of one user or address."""
+    logins: Limit
+    """Of one address: attempts to sign in."""
+    registrations: Limit
+    """Of one address."""
+    codes: Limit
+    """Of one address: attempts to use a code, or to have one sent."""
+    login_failures: Limit
+    """Of one account: wrong passwords."""
+    sharing: asyncio.Task[None]
+
+
+async def open_gate(settings: Settings, *, unit_of_work: Callable[[], UnitOfWork], redis: Redis | None) -> Gate:
+    """A gate over these settings; makes the signing keys where there are none.
+
+    Raises:
+        DatabaseUnavailable
+    """
+    tokens = AccessTokens(
+        issuer=settings.token_issuer,
+        audience=settings.token_audience,
+        ttl_s=settings.access_token_ttl_s,
+        unit_of_work=unit_of_work,
+    )
+    await tokens.open()
+    limits = Limits(redis)
+    attempts = max(1, settings.rate_limit // ATTEMPT_SHARE) if settings.rate_limit else 0
+    return Gate(
+        tokens=tokens,
+        principals=PrincipalCache(unit_of_work),
+        passwords=Passwords(threads=settings.password_hashers, waiting_max=settings.password_queue_max),
+        limits=limits,
+        requests=Limit(name="requests", count=settings.rate_limit, window_s=MINUTE_S),
+        logins=Limit(name="logins", count=attempts, window_s=MINUTE_S),
+        registrations=Limit(name="registrations", count=attempts, window_s=MINUTE_S),
+        codes=Limit(name="codes", count=attempts, window_s=MINUTE_S),
+        login_failures=Limit(
+            name="login_failures", count=settings.login_failures_max, window_s=settings.login_failures_window_s
+        ),
+        sharing=asyncio.create_task(limits.run(), name="limits"),
+    )
+
+
+async def close_gate(gate: Gate) -> None:
+    """Let it go."""
+    gate.sharing.cancel()
+    await asyncio.gather(gate.sharing, return_exceptions=True)
+    await gate.principals.close()
+    gate.passwords.close()

@@ -1,0 +1,241 @@
+"""What every request passes through before it reaches a route, from the outside in:
+
+``RequestContext`` gives it an id, bounds its address and headers, puts the common headers on the answer, and answers
+500 for what nobody foresaw; ``ClientAddress`` finds out who speaks behind a proxy; then CORS, around the rest, so that
+a browser may read refusals; ``BodyLimit`` bounds size and duration of the body; ``RateLimit`` counts requests of a user
+or an address.
+
+Plain ASGI: each costs a few microseconds, and none reads a body or holds back an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import Problem, invalid, problem_of
+from api.gate import Gate
+from persistence.identifiers import new_id
+
+REQUEST_ID: Final = "zapis.request_id"
+URL_BYTES_MAX: Final = 8 * 1024
+HEADER_BYTES_MAX: Final = 32 * 1024
+FORWARDED_MAX: Final = 20
+UNLIMITED_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+_SANE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,128}")
+_BEARER: Final = b"bearer "
+
+HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+POLICY: Final = b"default-src 'none'; frame-ancestors 'none'"
+
+log = structlog.get_logger()
+
+
+class RequestContext:
+    """The outermost: nothing leaves without an id, and no exception leaves at all."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        given = _header(scope, b"x-request-id")
+        request_id = given if given is not None and _SANE_ID.fullmatch(given) else new_id().encode()
+        scope[REQUEST_ID] = request_id.decode()
+        structlog.contextvars.bind_contextvars(request_id=scope[REQUEST_ID])
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = message["headers"] = list(message.get("headers", ()))
+                names = {name for name, _ in headers}
+                headers.append((b"x-request-id", request_id))
+                headers.extend(HEADERS)
+                if b"cache-control" not in names:
+                    headers.append((b"cache-control", b"no-store"))
+                if b"content-security-policy" not in names:
+                    headers.append((b"content-security-policy", POLICY))
+            await send(message)
+
+        try:
+            if (problem := _oversized(scope)) is not None:
+                await problem.response(scope["path"])(scope, receive, send_with_headers)
+                return
+            await self._app(scope, receive, send_with_headers)
+        except Exception as error:  # The last resort: it is logged, and answered without internals.
+            problem = problem_of(error)
+            if problem is None:
+                log.error("request_failed", method=scope["method"], path=_route(scope), exc_info=error)
+                problem = Problem("internal_error")
+            if started:
+                raise  # Too late for an answer: the connection has to break.
+            await problem.response(scope["path"])(scope, receive, send_with_headers)
+
+
+class ClientAddress:
+    """Believes ``X-Forwarded-For`` when the peer is a trusted proxy: the last address in it that is not one."""
+
+    def __init__(self, app: ASGIApp, *, trusted: Iterable[str]) -> None:
+        self._app = app
+        self._trusted: list[IPv4Network | IPv6Network] = [ip_network(network) for network in trusted]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = scope.get("client")
+        if client and self._trusts(client[0]):
+            forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+            for candidate in reversed(forwarded.decode("latin-1").split(",")[-FORWARDED_MAX:]):
+                address = _address(candidate)
+                if address is None:
+                    break
+                scope["client"] = (address, 0)
+                if not self._trusts(address):
+                    break
+        await self._app(scope, receive, send)
+
+    def _trusts(self, address: str) -> bool:
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._trusted)
+
+
+class BodyLimit:
+    """A body past ``bytes_max`` gets 413, said or not beforehand; one that takes longer than ``seconds_max``, 408."""
+
+    def __init__(self, app: ASGIApp, *, bytes_max: int, seconds_max: float) -> None:
+        self._app = app
+        self._bytes_max = bytes_max
+        self._seconds_max = seconds_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = _header(scope, b"content-length")
+        if announced is not None and not (announced.isdigit() and int(announced[:20]) <= self._bytes_max):
+            await self._too_large().response(scope["path"])(scope, receive, send)
+            return
+        received = 0
+        complete = False
+        deadline = asyncio.get_running_loop().time() + self._seconds_max
+
+        async def receive_some() -> Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                # An HTTPException, because FastAPI passes on no other that is raised while it reads a body.
+                raise HTTPException(408, headers={"Connection": "close"}) from None
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if received > self._bytes_max:
+                    raise HTTPException(413, headers={"Connection": "close"})
+            return message
+
+        await self._app(scope, receive_some, send)
+
+    def _too_large(self) -> Problem:
+        detail = f"The body may have {self._bytes_max} bytes at most."
+        return Problem("content_too_large", detail, headers={"Connection": "close"})
+
+
+class RateLimit:
+    """At most so many requests a minute for a user whose token is known to be good, and for an address otherwise."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in UNLIMITED_PATHS and scope["method"] != "OPTIONS":
+            gate: Gate = scope["app"].state.gate
+            wait_s = gate.limits.take(gate.requests, _who(scope, gate))
+            if wait_s:
+                await Problem("rate_limited", retry_after_s=wait_s).response(scope["path"])(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def client_address(scope: Mapping[str, object]) -> str:
+    """Who is counted when nobody is signed in: an address, of IPv6 the network that one customer has."""
+    client = scope.get("client")
+    address = client[0] if isinstance(client, tuple | list) and client else ""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    assert isinstance(parsed, IPv6Address)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ip_network((int(parsed) >> 64 << 64, 64)))
+
+
+def _who(scope: Scope, gate: Gate) -> str:
+    authorization = _header(scope, b"authorization")
+    if authorization is not None and authorization[:7].lower() == _BEARER:
+        claims = gate.tokens.remembered(authorization[7:].decode("latin-1"))
+        if claims is not None:
+            return claims.user_id
+    return client_address(scope)
+
+
+def _oversized(scope: Scope) -> Problem | None:
+    query = scope.get("query_string", b"")
+    if len(scope.get("raw_path") or scope["path"]) + len(query) > URL_BYTES_MAX:
+        return Problem("uri_too_long")
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES_MAX:
+        return Problem("headers_too_large")
+    if b"%00" in query or b"\x00" in query:
+        return invalid("/query", "This must not contain NUL characters.")
+    if "\x00" in scope["path"]:
+        return Problem("not_found")
+    return None
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    for name, value in scope["headers"]:
+        if name == wanted:
+            return bytes(value)
+    return None
+
+
+def _address(candidate: str) -> str | None:
+    """An address as proxies write them: bare, or with a port, IPv6 perhaps in brackets."""
+    text = candidate.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return None
+
+
+def _route(scope: Scope) -> str | None:
+    """The template of the route, not the address: that may name someone."""
+    return getattr(scope.get("route"), "path", None)
