@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from api.accounts import router as accounts
 from api.accounts.first_admin import ensure_first_admin
+from api.administration import router as administration
 from api.directory import router as directory
 from api.directory.location_directory import LocationDirectory
 from api.errors import add_handlers
@@ -45,6 +46,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     accounts.router,
     accounts.well_known,
     directory.router,
+    administration.router,
     operations.routes,
 )
 """The routes are tried in this order: those that are asked for most come first."""

@@ -48,6 +48,8 @@ PROBLEMS: Final[Mapping[str, tuple[int, str]]] = {
     "email_taken": (409, "Someone else has verified this e-mail address."),
     "phone_taken": (409, "Someone else has verified this phone number."),
     "live_appointments": (409, "There are visits still to come: cancel them first."),
+    "last_admin": (409, "There has to be someone who administers: make another administrator first."),
+    "not_a_doctor": (409, "This account has no calendar: a doctor is made as one."),
     # Of any request
     "bad_request": (400, "The request could not be read."),
     "unauthenticated": (401, "There is no token, or it is bad or expired."),

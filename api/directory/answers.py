@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
+import orjson
 from fastapi import Request
 from starlette.responses import Response
 
-from api.dependencies import as_of, content_tag, unchanged
-from api.routing import Json
+from api.dependencies import tagged
 
 
-def tagged(request: Request, content: Mapping[str, Any], instant: datetime) -> Response:
+def answer(request: Request, content: Mapping[str, Any], instant: datetime) -> Response:
     """The content as it was at that instant, or 304 where the client has just that."""
-    answer = Json(content)
-    tag = content_tag(bytes(answer.body))
-    response = unchanged(request, tag) or answer
-    # To be kept, but never used without asking.
-    response.headers.update({"ETag": tag, "Cache-Control": "no-cache", **as_of(instant)})
-    return response
+    return tagged(request, orjson.dumps(content, option=orjson.OPT_UTC_Z), at=instant)
 
 
-READ_HEADERS: dict[str, Any] = {
+_HEADERS: Final[dict[str, Any]] = {
     "ETag": {"schema": {"type": "string"}, "description": "For `If-None-Match`."},
     "X-As-Of": {
         "schema": {"type": "string", "format": "date-time"},
@@ -31,8 +26,8 @@ READ_HEADERS: dict[str, Any] = {
     },
 }
 
-READ_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"headers": READ_HEADERS},
-    304: {"description": "What `If-None-Match` names is what there is.", "headers": READ_HEADERS},
+READ: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"headers": _HEADERS},
+    304: {"description": "What `If-None-Match` names is what there is.", "headers": _HEADERS},
 }
 """What such an operation may answer with besides problems."""

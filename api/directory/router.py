@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.dependencies import Page, TheServices, problems
 from api.directory import service
-from api.directory.answers import READ_RESPONSES, tagged
+from api.directory.answers import READ, answer
 from api.directory.location_directory import TheLocationDirectory
 from api.directory.schemas import (
     DoctorAnswer,
@@ -27,10 +27,10 @@ from api.directory.schemas import (
 from api.fields import Id
 from api.routing import router as strict_router
 
-router = strict_router(tag="directory")
+router = strict_router(prefix="/v1", tag="Directory and slots")
 
 
-@router.get("/v1/doctors", response_model=DoctorPage, responses=READ_RESPONSES)
+@router.get("/doctors", response_model=DoctorPage, responses=READ)
 async def list_doctors(
     request: Request,
     services: TheServices,
@@ -43,39 +43,39 @@ async def list_doctors(
     now = datetime.now(UTC)
     async with services.unit_of_work() as work:
         found = await service.page_of_doctors(work, page, specialty=specialty, location_id=location_id, name=q)
-    return tagged(request, found, now)
+    return answer(request, found, now)
 
 
-@router.get("/v1/doctors/{doctor_id}", response_model=DoctorAnswer, responses=READ_RESPONSES | problems("not_found"))
+@router.get("/doctors/{doctor_id}", response_model=DoctorAnswer, responses=READ | problems("not_found"))
 async def get_doctor(request: Request, services: TheServices, doctor_id: Id) -> Response:
     """One doctor."""
     now = datetime.now(UTC)
     async with services.unit_of_work() as work:
         doctor = await service.known_doctor(work, doctor_id)
-    return tagged(request, doctor_plain(doctor), now)
+    return answer(request, doctor_plain(doctor), now)
 
 
-@router.get("/v1/specialties", response_model=SpecialtyPage, responses=READ_RESPONSES)
+@router.get("/specialties", response_model=SpecialtyPage, responses=READ)
 async def list_specialties(request: Request, directory: TheLocationDirectory, page: Page) -> Response:
     """What the doctors are trained in."""
     known = await directory.specialties()
     found = service.page_of_all(page, "specialties", known.value, key=str, plain=str)
-    return tagged(request, found, known.as_of)
+    return answer(request, found, known.as_of)
 
 
-@router.get("/v1/locations", response_model=LocationPage, responses=READ_RESPONSES)
+@router.get("/locations", response_model=LocationPage, responses=READ)
 async def list_locations(request: Request, directory: TheLocationDirectory, page: Page) -> Response:
     """Where visits take place."""
     known = await directory.locations()
     found = service.page_of_all(
         page, "locations", known.value.by_id.values(), key=lambda location: location.id, plain=location_plain
     )
-    return tagged(request, found, known.as_of)
+    return answer(request, found, known.as_of)
 
 
-@router.get("/v1/services", response_model=ServicePage, responses=READ_RESPONSES)
+@router.get("/services", response_model=ServicePage, responses=READ)
 async def list_services(request: Request, directory: TheLocationDirectory, page: Page) -> Response:
     """What visits can be for."""
     known = await directory.services()
     found = service.page_of_all(page, "services", known.value.values(), key=lambda each: each.id, plain=service_plain)
-    return tagged(request, found, known.as_of)
+    return answer(request, found, known.as_of)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from actors.availability import zone
 from api.dependencies import Page, TheServices
-from api.directory.answers import READ_RESPONSES, tagged
+from api.directory.answers import READ, answer
 from api.directory.location_directory import LocationDirectory, TheLocationDirectory
 from api.directory.schemas import Specialty
 from api.directory.service import page_by_key
@@ -25,7 +25,7 @@ from persistence.repositories.slots import SlotRow, Slots, SlotSearch, SlotStatu
 DAYS_MAX: Final = 62
 DAYS_AFTER_FIRST: Final = 14
 
-router = strict_router(tag="slots")
+router = strict_router(prefix="/v1", tag="Directory and slots")
 
 
 class SlotAnswer(Answer):
@@ -64,7 +64,7 @@ Statuses = Annotated[
 ]
 
 
-@router.get("/v1/slots", response_model=SlotPage, responses=READ_RESPONSES)
+@router.get("/slots", response_model=SlotPage, responses=READ)
 async def list_slots(
     request: Request,
     services: TheServices,
@@ -117,7 +117,7 @@ async def list_slots(
         key=lambda row: (row.start, row.id),
         plain=lambda row: slot_plain(row, timezones[row.location_id]),
     )
-    return tagged(request, content, now)
+    return answer(request, content, now)
 
 
 def check_days(first_day: date | None, last_day: date | None, now: datetime) -> None:

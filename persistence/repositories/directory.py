@@ -109,9 +109,19 @@ class Directory:
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else _location(row)
 
-    async def put_location(self, new: Location) -> None:
-        """Keep a location, new or changed."""
-        await self._put(location, new.id, {"name": new.name, "address": new.address, "timezone": new.timezone})
+    async def add_location(self, new: Location) -> None:
+        """Keep a new location."""
+        await self._connection.execute(insert(location).values(id=new.id, **_location_values(new)))
+
+    async def change_location(self, changed: Location) -> None:
+        """Write everything of a location that can change."""
+        await self._connection.execute(
+            update(location).where(location.c.id == changed.id).values(**_location_values(changed))
+        )
+
+    async def count_locations(self) -> int:
+        """How many locations there are."""
+        return await self._connection.scalar(select(func.count()).select_from(location)) or 0
 
     async def missing_locations(self, location_ids: Iterable[str]) -> set[str]:
         """Those of the ids that are no location's."""
@@ -131,15 +141,19 @@ class Directory:
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else _service(row)
 
-    async def put_service(self, new: Service) -> None:
-        """Keep a service, new or changed."""
-        values = {
-            "name": new.name,
-            "minutes": new.minutes,
-            "price_amount_minor": None if new.price is None else new.price.amount_minor,
-            "price_currency": None if new.price is None else new.price.currency,
-        }
-        await self._put(service, new.id, values)
+    async def add_service(self, new: Service) -> None:
+        """Keep a new service."""
+        await self._connection.execute(insert(service).values(id=new.id, **_service_values(new)))
+
+    async def change_service(self, changed: Service) -> None:
+        """Write everything of a service that can change."""
+        await self._connection.execute(
+            update(service).where(service.c.id == changed.id).values(**_service_values(changed))
+        )
+
+    async def count_services(self) -> int:
+        """How many services there are."""
+        return await self._connection.scalar(select(func.count()).select_from(service)) or 0
 
     async def missing_services(self, service_ids: Iterable[str]) -> set[str]:
         """Those of the ids that are no service's."""
@@ -179,6 +193,12 @@ class Directory:
             update(doctor).where(doctor.c.id == changed.id).values(**self._doctor_values(changed, wrapped_key))
         )
 
+    async def add_services_of_doctor(self, known: Doctor, service_ids: Iterable[str]) -> None:
+        """Have the doctor offer these services too."""
+        if new := sorted(set(service_ids) - set(known.service_ids)):
+            offered = [*known.service_ids, *new]
+            await self._connection.execute(update(doctor).where(doctor.c.id == known.id).values(service_ids=offered))
+
     async def specialties(self) -> list[str]:
         """Every specialty that some doctor has, sorted."""
         each = func.unnest(doctor.c.specialties).label("specialty")
@@ -194,12 +214,6 @@ class Directory:
             query = query.where(schedule_template.c.id > after)
         rows = await self._connection.execute(query.order_by(schedule_template.c.id).limit(limit))
         return [_template(row) for row in rows]
-
-    async def template(self, template_id: str) -> ScheduleTemplate | None:
-        """The template of that id."""
-        query = select(schedule_template).where(schedule_template.c.id == template_id)
-        row = (await self._connection.execute(query)).first()
-        return None if row is None else _template(row)
 
     async def count_templates(self, doctor_id: str) -> int:
         """How many templates the doctor has."""
@@ -220,14 +234,14 @@ class Directory:
             )
         )
 
-    async def remove_template(self, template_id: str) -> None:
-        """Forget a template; the slots it has opened stay."""
-        await self._connection.execute(delete(schedule_template).where(schedule_template.c.id == template_id))
-
-    async def _put(self, table: Any, row_id: str, values: Mapping[str, Any]) -> None:
-        changed = await self._connection.execute(update(table).where(table.c.id == row_id).values(**values))
-        if not changed.rowcount:
-            await self._connection.execute(insert(table).values(id=row_id, **values))
+    async def remove_template(self, template_id: str, *, doctor_id: str) -> bool:
+        """Forget a template of the doctor's; whether there was one."""
+        removed = await self._connection.execute(
+            delete(schedule_template).where(
+                schedule_template.c.id == template_id, schedule_template.c.doctor_id == doctor_id
+            )
+        )
+        return removed.rowcount == 1
 
     async def _missing(self, column: Any, ids: Iterable[str]) -> set[str]:
         wanted = set(ids)
@@ -308,6 +322,19 @@ def _service(row: Row[*tuple[Any, ...]]) -> Service:
     if row.price_amount_minor is not None:
         price = Price(amount_minor=row.price_amount_minor, currency=row.price_currency)
     return Service(id=row.id, name=row.name, minutes=row.minutes, price=price)
+
+
+def _location_values(known: Location) -> dict[str, Any]:
+    return {"name": known.name, "address": known.address, "timezone": known.timezone}
+
+
+def _service_values(known: Service) -> dict[str, Any]:
+    return {
+        "name": known.name,
+        "minutes": known.minutes,
+        "price_amount_minor": None if known.price is None else known.price.amount_minor,
+        "price_currency": None if known.price is None else known.price.currency,
+    }
 
 
 def _template(row: Row[*tuple[Any, ...]]) -> ScheduleTemplate:

@@ -202,6 +202,18 @@ class Users:
         )
         return found is not None
 
+    async def is_last_admin(self, user_id: str) -> bool:
+        """Whether nobody else may administer. Keeps every administrator from being changed by others meanwhile."""
+        admins = await self._connection.scalars(
+            select(app_user.c.id)
+            .where(
+                app_user.c.role == Role.ADMIN.value, app_user.c.disabled_at.is_(None), app_user.c.erased_at.is_(None)
+            )
+            .order_by(app_user.c.id)
+            .with_for_update()
+        )
+        return set(admins) <= {user_id}
+
     async def set_profile(self, user: User, *, now: datetime) -> None:
         """Write name, addresses, locale and time zone of ``user``; an address that is no longer verified is unverified.
 
