@@ -6,6 +6,7 @@ The waiting for one call is bounded by ``patience_s``.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Answer:
 
 def http_client(url: str, *, connections: int, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
     """A client for the zapis at that address, to be closed by the caller. It uses no proxy: the server is one's own."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # It would log every request, with whom it is about.
     return httpx.AsyncClient(
         base_url=url,
         timeout=CALL_TIMEOUT_S,
