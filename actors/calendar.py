@@ -353,14 +353,11 @@ def decide(calendar: Calendar, command: Command, now: datetime, policy: Policy, 
             return Decision(events=events, answer={"slot": _slot_plain(slot, status="blocked")})
         case messages.UnblockSlot():
             slot = _open_slot(calendar, command.slot_id)
-            if not slot.blocked:
-                return Decision(answer={"slot": _slot_plain(slot)})
-            restored = () if slot.closures else _live_in(calendar, (slot,))
-            status = "blocked" if slot.closures else "booked" if slot.appointment_id else "free"
-            return Decision(
-                events=(SlotUnblocked(slot_id=slot.id, restored=restored),),
-                answer={"slot": _slot_plain(slot, status=status)},
-            )
+            events = ()
+            if slot.blocked:
+                restored = () if slot.closures else _live_in(calendar, (slot,))
+                events = (SlotUnblocked(slot_id=slot.id, restored=restored),)
+            return Decision(events=events, answer={"slot": _slot_plain(slot, status=_unblocked_status(slot, now))})
         case messages.CancelSlot():
             cancelled = _known_slot(calendar, command.slot_id)
             events = ()
@@ -472,6 +469,7 @@ def evolve(calendar: Calendar, event: Event, at: datetime) -> None:
             pass
         case AppointmentMovedIn():
             _end_reservation(calendar, event.move_id)
+            changes.moved_out.pop(event.appointment.id, None)
             _put(calendar, event.appointment)
         case ReservationReleased():
             _end_reservation(calendar, event.move_id)
@@ -747,11 +745,15 @@ def _ended_hold(slot: Slot) -> tuple[HoldExpired, ...]:
 
 
 def _check_nobody_there(calendar: Calendar, slot: Slot, appointment_id: str | None) -> None:
-    """A displaced visit is still with the doctor at its time, though its slot is closed and another was opened."""
+    """A visit is still with the doctor at its time, or is to come at it, though its slot was withdrawn."""
     for other_id in calendar.displaced:
         other = calendar.appointments[other_id]
         if other_id != appointment_id and other.start < slot.end and slot.start < other.end:
             raise SlotUnavailable("A displaced visit is still at that time.")
+    for reservation in calendar.reservations.values():
+        reserved = calendar.slots[reservation.slot_id]
+        if reserved is not slot and reserved.start < slot.end and slot.start < reserved.end:
+            raise SlotUnavailable("A visit is to come at that time.")
 
 
 def _check_patient_free(
@@ -898,6 +900,15 @@ def _start(slot: Slot | NewSlot) -> datetime:
 
 
 # Plain forms
+
+
+def _unblocked_status(slot: Slot, now: datetime) -> str:
+    if slot.closures:
+        return "blocked"
+    if slot.appointment_id is not None:
+        return "booked"
+    held = slot.move_id is not None or (slot.hold is not None and slot.hold.expires_at > now)
+    return "held" if held else "free"
 
 
 def _slot_plain(slot: Slot, *, status: str | None = None) -> dict[str, Any]:
