@@ -227,11 +227,11 @@ def describe_settings() -> Iterator[tuple[str, str, str]]:
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = {variable(name) for name in Settings.model_fields}
+    known = {name.upper() for name in Settings.model_fields}
     for name in sorted(environment):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), sorted(known), n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; `zapis settings` lists what there is"
+        if name.upper().startswith(PREFIX) and name.upper().removeprefix(PREFIX) not in known:
+            near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), sorted(known), n=1)
+            hint = f"; did you mean {PREFIX}{near[0]}?" if near else "; `zapis settings` lists what there is"
             raise SettingsError(f"{name}: there is no such setting{hint}")
 
 

@@ -1,0 +1,29 @@
+"""What the linters cannot say: the pure core needs nothing but the standard library, whatever is installed beside it."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ACTORS = Path(__file__).parents[2] / "actors"
+CORE = ("calendar", "availability", "policy", "messages", "errors")
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_imports_the_standard_library_and_itself(module: str) -> None:
+    allowed = sys.stdlib_module_names | {f"actors.{name}" for name in CORE}
+    tree = ast.parse((ACTORS / f"{module}.py").read_text(encoding="utf-8"))
+    assert [name for name in imported(tree) if name not in allowed and name.partition(".")[0] not in allowed] == []
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module)):
+                yield module
