@@ -280,7 +280,9 @@ class CalendarActor:
         if doctor_id not in self._activating:
             if len(self._active) + len(self._activating) >= self._limits.active_calendars_max and not self._make_room():
                 return NotDecided(why=RefusedFor.OVERLOADED)
-            self._activating[doctor_id] = asyncio.create_task(self._activate(doctor_id), name="activate")
+            task = asyncio.create_task(self._activate(doctor_id), name="activate")
+            task.add_done_callback(_report_death)
+            self._activating[doctor_id] = task
         return NotDecided(why=RefusedFor.NOT_ACTIVE)
 
     async def _activate(self, doctor_id: str) -> None:
@@ -712,6 +714,6 @@ def _facts_wanted(entries: Iterable[_Entry], active: dict[str, _Activation]) -> 
 
 
 def _report_death(task: asyncio.Task[None]) -> None:
-    """A loop of the actor ended by a bug: say so loudly; the actor's callers time out and it is replaced."""
+    """A task of the actor ended by a bug: say so loudly."""
     if not task.cancelled() and task.exception() is not None:
-        log.error("calendar_actor_loop_died", loop=task.get_name(), exc_info=task.exception())
+        log.error("calendar_actor_task_died", task=task.get_name(), exc_info=task.exception())

@@ -238,25 +238,35 @@ class _Lane:
                 future.set_result(NotDecided(why=RefusedFor.UNAVAILABLE))
 
     def _sender_ended(self, sender: asyncio.Task[None]) -> None:
-        self._sender = None
         if not sender.cancelled() and sender.exception() is not None:
             log.error("lane_died", lane=self._name, exc_info=sender.exception())
             self.close()
 
     async def _send_all(self) -> None:
-        while self._queue:
-            generation = self._queue[0][0]
-            sent: list[tuple[Command, asyncio.Future[Reply]]] = []
-            while self._queue and self._queue[0][0] == generation and len(sent) < self._limits.lane_batch_max:
-                _, command, future = self._queue.popleft()
-                if not future.done():
-                    sent.append((command, future))
-            if not sent:
-                continue
+        try:
+            while self._queue:
+                await self._send_some()
+        finally:
+            self._sender = None  # Here, not in a callback: whoever puts next has to see it.
+
+    async def _send_some(self) -> None:
+        generation = self._queue[0][0]
+        sent: list[tuple[Command, asyncio.Future[Reply]]] = []
+        while self._queue and self._queue[0][0] == generation and len(sent) < self._limits.lane_batch_max:
+            _, command, future = self._queue.popleft()
+            if not future.done():
+                sent.append((command, future))
+        if not sent:
+            return
+        try:
             replies = await self._call(generation, [command for command, _ in sent])
             for (_, future), reply in zip(sent, replies, strict=True):
                 if not future.done():
                     future.set_result(reply)
+        finally:
+            for _, future in sent:
+                if not future.done():
+                    future.set_result(NotDecided(why=RefusedFor.UNAVAILABLE))
 
     async def _call(self, generation: int, commands: Sequence[Command]) -> Sequence[Reply]:
         batch = encode_batch(generation, commands)

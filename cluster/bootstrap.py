@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
+import signal
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -60,14 +63,7 @@ async def open_services(settings: Settings) -> Services:
     redis = Redis.from_url(
         _required(settings.redis_url, "redis_url"), socket_timeout=0.5, socket_connect_timeout=0.5, protocol=3
     )
-    await asyncio.to_thread(
-        ray.init,
-        address=_required(settings.ray_address, "ray_address"),
-        namespace=settings.ray_namespace,
-        log_to_driver=False,
-        configure_logging=False,
-        ignore_reinit_error=True,
-    )
+    await _connect_to_ray(_required(settings.ray_address, "ray_address"), settings.ray_namespace)
     placement = await _place(database, vault, settings)
     actors = calendar_actors(settings, policy)
     calendars = CalendarClient(
@@ -159,6 +155,22 @@ def master_key(settings: Settings) -> bytes:
     if len(key) != 32:
         raise SettingsError(f"{variable('master_key')}: should be the base64 of 32 bytes")
     return key
+
+
+async def _connect_to_ray(address: str, namespace: str) -> None:
+    """Become a driver. Ray takes the handlers of signals away from Python: they are put back."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    await asyncio.to_thread(
+        ray.init,
+        address=address,
+        namespace=namespace,
+        log_to_driver=False,
+        configure_logging=False,
+        ignore_reinit_error=True,
+    )
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.getsignal(number))
 
 
 def _required(value: str | None, name: str) -> str:
