@@ -63,7 +63,8 @@ An appointment::
 
     booked ──reschedule──▶ rescheduled ─┐        live: booked, rescheduled, arrived
       └───────────────arrive────────────┴──▶ arrived ──fulfil──▶ fulfilled
-      any live one ──cancel──▶ cancelled;  booked or rescheduled ──no-show──▶ noshow;  any live one ──fulfil──▶ fulfilled
+      any live one ──cancel──▶ cancelled     any live one ──fulfil──▶ fulfilled
+      booked or rescheduled ──no-show──▶ noshow
 
 It is *displaced* while it is live and its slot is blocked or cancelled. Each change raises its ``version``.
 

@@ -75,9 +75,12 @@ def header(
 
 
 def keyed_command_id(user_id: str, key: str) -> str:
-    """The command id that an Idempotency-Key of a user stands for: the same key of another user is another id."""
-    digest = hashlib.sha256(f"{user_id}\x00{key}".encode()).digest()[:16]
-    return str(uuid.UUID(bytes=digest, version=8))
+    """The command id that an Idempotency-Key of a user stands for: the same key of another user is another id.
+
+    It has the form of every id (UUIDv7), but its time is as meaningless as the rest.
+    """
+    digest = uuid.UUID(bytes=hashlib.sha256(f"{user_id}\x00{key}".encode()).digest()[:16], version=5)
+    return str(digest)[:14] + "7" + str(digest)[15:]
 
 
 def fingerprint(vault: Vault, method: str, path: str, body: Mapping[str, Any] | None) -> str:
