@@ -138,8 +138,11 @@ class CalendarActor:
         policy: Policy,
         limits: ActorLimits,
         clock: Callable[[], datetime],
+        on_bug: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_bug`` is called when the flush loop has died: nothing can be committed any more."""
         self._journal = journal
+        self._on_bug = on_bug
         self._policy = policy
         self._limits = limits
         self._clock = clock
@@ -352,9 +355,14 @@ class CalendarActor:
     def _start_loops(self) -> None:
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush(), name="flush")
-            self._flushing.add_done_callback(_report_death)
+            self._flushing.add_done_callback(self._flush_ended)
             self._passivating = asyncio.create_task(self._passivate_idle(), name="passivate")
             self._passivating.add_done_callback(_report_death)
+
+    def _flush_ended(self, task: asyncio.Task[None]) -> None:
+        _report_death(task)
+        if not task.cancelled():
+            self._on_bug()
 
     # Committing: the flush loop, the only place that appends
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ class Placement:
     generation: int
     dedicated: bool
     actors: int
+
+    def shared_names(self) -> list[str]:
+        """The names of the calendar actors that share all calendars."""
+        return [f"calendars:{number}" for number in range(self.actors)]
 
     def actor_name(self, doctor_id: str) -> str:
         """The name of the calendar actor that owns a doctor's calendar."""
@@ -153,6 +158,17 @@ class CalendarClient:
             if pending:
                 return Pending(command_id=command_id)
         return None
+
+    async def start_actors(self, placement: Placement) -> None:
+        """Have the shared calendar actors begin to start, so that the first command need not wait for it.
+
+        Raises:
+            ActorLost: Ray cannot start them now.
+        """
+        self._placement = placement
+        if not placement.dedicated:
+            for name in placement.shared_names():
+                await self._actors.get(name)
 
     async def close(self) -> None:
         """Refuse what waits and let the lanes go."""
@@ -310,6 +326,8 @@ def decode_replies(replies: bytes) -> list[Reply]:
 # Ray
 
 JournalFactory = Callable[[], Journal]
+EXIT_AFTER_BUG = 70
+"""Exit code of an actor process that cannot commit any more (sysexits.h, EX_SOFTWARE): Ray starts it again."""
 
 
 class RayCalendarActor:
@@ -317,7 +335,11 @@ class RayCalendarActor:
 
     def __init__(self, make_journal: JournalFactory, policy: Policy, limits: ActorLimits) -> None:
         self._actor = CalendarActor(
-            journal=make_journal(), policy=policy, limits=limits, clock=lambda: datetime.now(UTC)
+            journal=make_journal(),
+            policy=policy,
+            limits=limits,
+            clock=lambda: datetime.now(UTC),
+            on_bug=lambda: os._exit(EXIT_AFTER_BUG),
         )
         self._frozen = False
 

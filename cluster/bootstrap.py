@@ -71,6 +71,7 @@ async def open_services(settings: Settings) -> Services:
         read_placement=partial(_read_placement, database, vault, placement),
         limits=ClientLimits(lane_depth_max=settings.lane_depth_max, lane_batch_max=settings.lane_batch_max),
     )
+    await calendars.start_actors(placement)
     moves = MoveDriver(database=database, calendars=calendars, deadline_s=settings.request_deadline_s)
     supervisor = Supervisor(database=database, calendars=calendars, moves=moves)
     supervisor.start()
