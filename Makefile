@@ -16,8 +16,8 @@ help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # exec: `zapis up` takes the place of the recipe's shell, so that Ctrl-C and SIGTERM reach it and it can drain.
-up: $(VENV)/.installed ## Install, and serve on http://127.0.0.1:8000 until Ctrl-C
-	@exec $(BIN)/zapis up
+up: $(VENV)/.installed ## Install, and serve the demo clinic on http://127.0.0.1:8000 until Ctrl-C
+	@ZAPIS_DEMO=$${ZAPIS_DEMO-1} exec $(BIN)/zapis up
 
 test: $(VENV)/.installed-dev ## Run the tests, on servers of their own
 	$(BIN)/pytest $(ARGS)
