@@ -111,7 +111,15 @@ class Summary:
         return lines
 
 
-async def replay(rows: Sequence[Row], *, url: str, speed: float, clients: int, patience_s: float) -> Summary:
+async def replay(
+    rows: Sequence[Row],
+    *,
+    url: str,
+    speed: float,
+    clients: int,
+    patience_s: float,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> Summary:
     """Make these requests in their order, at most ``clients`` at once, and say what became of them.
 
     Raises:
@@ -123,7 +131,7 @@ async def replay(rows: Sequence[Row], *, url: str, speed: float, clients: int, p
         patients=len({row.patient for row in rows}),
         clinics=len({row.clinic for row in rows}),
     )
-    async with http_client(url, connections=clients) as client:
+    async with http_client(url, connections=clients, transport=transport) as client:
         api = PublicApi(
             client, patience_s=patience_s, observe=lambda call, seconds: summary.calls[call].append(seconds)
         )
