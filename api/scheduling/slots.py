@@ -13,7 +13,7 @@ from starlette.responses import Response
 from actors.availability import zone
 from api.dependencies import Page, TheServices
 from api.directory.answers import READ, answer
-from api.directory.location_directory import LocationDirectory, TheLocationDirectory
+from api.directory.location_directory import TheLocationDirectory
 from api.directory.schemas import Specialty
 from api.directory.service import page_by_key
 from api.errors import invalid
@@ -148,11 +148,6 @@ def windows(
             start, end = (midnight.astimezone(UTC) for midnight in midnights)
             agreeing[start, end] = agreeing.get((start, end), ()) + location_ids
     return tuple(Window(start=start, end=end, location_ids=ids) for (start, end), ids in agreeing.items())
-
-
-async def slot_shown(directory: LocationDirectory, row: SlotRow) -> dict[str, Any]:
-    """One slot in JSON."""
-    return slot_plain(row, await directory.timezone_of(row.location_id))
 
 
 def slot_plain(row: SlotRow, timezone: str) -> dict[str, Any]:

@@ -99,11 +99,6 @@ class Slots:
             return walked if len(walked) == search.limit else await self._rows(_ask_each(search, doctors))
         return await self._rows(_ask_each(search, _these(few))) if few else []
 
-    async def get(self, slot_id: str, now: datetime) -> SlotRow | None:
-        """The slot of that id, if there is one."""
-        rows = await self._rows(select(*_columns(slot, now)).where(slot.c.id == slot_id))
-        return rows[0] if rows else None
-
     async def owners(self, slot_ids: Iterable[str]) -> dict[str, str]:
         """The doctor of each of these slots that exists."""
         wanted = bindparam("wanted", list(slot_ids), type_=_UUIDS)
