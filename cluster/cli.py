@@ -61,7 +61,7 @@ def api(
 @app.command()
 def migrate(data_dir: DataDir = None) -> None:
     """Bring the database's schema to the newest revision."""
-    settings = _running(_settings(data_dir=data_dir)).require("database_url")
+    settings = _needing(data_dir, "database_url")
     from persistence.database import migrate
 
     assert settings.database_url is not None
@@ -78,14 +78,13 @@ def create_admin(
     password = settings.admin_password or typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     running = _running(settings).require("database_url")
     given = {
-        "admin_login": settings.admin_login,
         "admin_password": password,
         "database_url": running.database_url,
         "master_key_file": running.master_key_file and str(running.master_key_file),
     }
     environment = dict(os.environ) | {variable(name): value for name, value in given.items() if value is not None}
     # A name, not an import: `api` is built on this package.
-    command = [sys.executable, "-P", "-m", "api.accounts.create_admin"]
+    command = [sys.executable, "-P", "-m", "api.accounts.create_admin", settings.admin_login]
     raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
@@ -96,7 +95,7 @@ def load(
     data_dir: DataDir = None,
 ) -> None:
     """Load a whole clinic from a file: checked whole first, every error told with its place."""
-    settings = _running(_settings(data_dir=data_dir)).require("admin_password")
+    settings = _needing(data_dir, "admin_password")
     runtime = read_runtime(settings.data_dir)
     url = url or (runtime.url if runtime is not None else None)
     if url is None:
@@ -131,17 +130,26 @@ def load(
 @app.command()
 def status(data_dir: DataDir = None) -> None:
     """Show nodes, calendar actors, active calendars and backlog."""
-    settings = _running(_settings(data_dir=data_dir)).require("ray_address")
-    from cluster.status import status
+    settings = _needing(data_dir, "ray_address")
+    from cluster.operate import status
 
     for line in status(settings):
         typer.echo(line)
 
 
 @app.command()
+def drain(data_dir: DataDir = None) -> None:
+    """Have the calendar actors commit what they have decided, and end them: for before Ray is stopped."""
+    settings = _needing(data_dir, "ray_address", "database_url")
+    from cluster.operate import drain
+
+    drain(settings)
+
+
+@app.command()
 def verify(data_dir: DataDir = None) -> None:
     """Replay the journal and compare it with slots, holds, appointments and outbox."""
-    settings = _running(_settings(data_dir=data_dir)).require("database_url")
+    settings = _needing(data_dir, "database_url")
     import psycopg
 
     from persistence.verify import verify as compare
@@ -183,6 +191,14 @@ def main() -> None:
 def _settings(**given: object) -> Settings:
     settings = read_settings(**given)
     configure_logging(settings.log_level, settings.log_format)
+    return settings
+
+
+def _needing(data_dir: Path | None, *names: str) -> Settings:
+    settings = _running(_settings(data_dir=data_dir))
+    for name in names:
+        if getattr(settings, name) is None:
+            raise SettingsError(f"{variable(name)} is missing, and no `zapis up` runs on {settings.data_dir}")
     return settings
 
 

@@ -5,8 +5,8 @@
     ready      `ready http://…` is printed once /readyz says so and, with --demo, the clinic is loaded
     keeping    what dies is started again, on the same port, after a pause that doubles up to half a minute. The API
                is started again with Ray, of which it is a driver; the others it reconnects to by itself
-    stopping   the API first, which lets requests in flight end; then Ray, Valkey, PostgreSQL. A second signal does not
-               wait for requests
+    stopping   the API first, which lets requests in flight end; then the calendar actors, which commit what they have
+               decided; then Ray, Valkey, PostgreSQL. A second signal does not wait for requests
 
 The API is a child process and gets its listening socket from here: while it is started again, connections wait
 instead of being refused. Secrets reach children by environment or by file, never by command line. Should this process
@@ -24,6 +24,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import structlog
@@ -38,6 +39,8 @@ PAUSE_MIN_S = 0.5
 PAUSE_MAX_S = 30.0
 STEADY_S = 60.0
 """What ran for so long is started again without a longer pause."""
+DRAIN_START_S = 10.0
+"""What it takes to start the command that drains the calendar actors."""
 PROBE_TIMEOUT_S = 1.0
 LOGIN_TIMEOUT_S = 10.0
 DEMO = Path(__file__).with_name("demo.yaml")
@@ -78,7 +81,8 @@ class _Up:
         self.settings = settings
         self.data = data
         self.listener = listener
-        self.url = f"http://{authority(settings.host, listener.getsockname()[1])}"
+        self.port = int(listener.getsockname()[1])
+        self.url = f"http://{authority(settings.host, self.port)}"
         self.postgres = EmbeddedPostgres(data) if settings.database_url is None else None
         self.valkey = EmbeddedValkey(data) if settings.redis_url is None else None
         self.ray = EmbeddedRay(data) if settings.ray_address is None else None
@@ -214,14 +218,27 @@ class _Up:
                 await self.api.end(self.api.stop_deadline_s)
 
     async def _stop(self) -> None:
-        self.listener.close()
         if self.api is not None and self.api.exit_code() is None:
             _tell("zapis lets requests in flight end, and stops")
-        for server in (self.api, self.ray, self.valkey, self.postgres):
-            if server is not None:
-                await server.stop()
-        await end_left_over(self.data.path)
-        self.data.forget_runtime()
+        async with AsyncExitStack() as stack:  # Whatever goes wrong with one, the next is stopped too.
+            stack.callback(self.data.forget_runtime)
+            stack.push_async_callback(end_left_over, self.data.path)
+            for server in self._embedded:
+                stack.push_async_callback(server.stop)
+            self.listener.close()
+            if self.api is not None:
+                stack.push_async_callback(self._drain_actors, self.api.environment)
+                stack.push_async_callback(self.api.stop)
+
+    async def _drain_actors(self, environment: dict[str, str]) -> None:
+        """What calendar actors have decided is committed before they end; a visit that is pending is not lost."""
+        if self.ray is None or self.ray.exit_code() is not None:
+            return
+        deadline_s = self.settings.drain_timeout_s + DRAIN_START_S
+        try:
+            await asyncio.wait_for(self._run("drain", environment=environment), deadline_s)
+        except (StartFailed, TimeoutError) as failure:
+            log.warning("calendar_actors_not_drained", failure=type(failure).__name__)
 
     def _environment(self) -> dict[str, str]:
         """Our own environment, and where everything is."""
@@ -232,7 +249,7 @@ class _Up:
             "ray_address": self.ray.url if self.ray else settings.ray_address,
             "data_dir": str(self.data.path),
             "host": settings.host,
-            "port": str(self.listener.getsockname()[1]),
+            "port": str(self.port),
             "demo": "0",
             "admin_login": settings.admin_login,
             "admin_password": self.admin.value,

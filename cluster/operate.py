@@ -1,0 +1,64 @@
+"""What an operator asks of a running cluster: ``zapis status`` and ``zapis drain``. Both need its Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.exceptions import RayError
+from ray.util import list_named_actors
+
+from cluster.bootstrap import calendar_actors, policy_of
+from cluster.settings import OperatorError, Settings
+
+ANSWER_TIMEOUT_S = 5.0
+
+
+class RayAway(OperatorError):
+    """There is no Ray at its address."""
+
+
+def status(settings: Settings) -> Iterator[str]:
+    """Lines to print: the nodes, and what the calendar actors say of themselves."""
+    with _connected(settings):
+        for node in ray.nodes():  # type: ignore[no-untyped-call]  # Ray's is untyped.
+            state = "alive" if node["Alive"] else "dead"
+            yield f"node {node['NodeManagerAddress']}: {state}, {node['Resources'].get('CPU', 0):g} CPUs"
+        for name in sorted(list_named_actors()):
+            yield f"actor {name}: {_ask(name)}"
+
+
+def drain(settings: Settings) -> None:
+    """Have every calendar actor commit what it has decided, and end it; for before Ray is stopped."""
+    with _connected(settings):
+        asyncio.run(calendar_actors(settings, policy_of(settings)).drain(settings.drain_timeout_s))
+
+
+@contextmanager
+def _connected(settings: Settings) -> Iterator[None]:
+    try:
+        ray.init(
+            address=settings.ray_address,
+            namespace=settings.ray_namespace,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except ConnectionError:
+        raise RayAway(f"there is no Ray at {settings.ray_address}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _ask(name: str) -> str:
+    try:
+        answer: object = ray.get(ray.get_actor(name).status.remote(), timeout=ANSWER_TIMEOUT_S)
+    except (RayError, AttributeError) as error:
+        return f"does not answer ({type(error).__name__})"
+    if isinstance(answer, dict):
+        return ", ".join(f"{figure} {value}" for figure, value in answer.items())
+    return str(answer)
