@@ -56,7 +56,7 @@ class Readiness:
         await asyncio.shield(self._ray_check)
 
     async def _ask_redis(self) -> None:
-        await self._services.redis.execute_command("PING")
+        await self._services.redis.ping()
 
 
 async def _reached(ask: Callable[[], Awaitable[None]]) -> bool:

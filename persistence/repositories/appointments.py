@@ -148,7 +148,7 @@ _APPOINTMENTS = select(
 )
 
 
-def _appointment(row: Row[Any]) -> AppointmentRow:
+def _appointment(row: Row[*tuple[Any, ...]]) -> AppointmentRow:
     return AppointmentRow(**row._mapping)
 
 
