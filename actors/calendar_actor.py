@@ -11,6 +11,7 @@ one that appends, has committed it.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from actors.journal import (
     move_row,
 )
 from actors.messages import (
+    COMMANDS,
     AbortMove,
     AppointmentBooked,
     AppointmentMovedOut,
@@ -635,6 +637,10 @@ def _command_row(entry: _Entry) -> CommandRow:
     )
 
 
+_ACTIONS = {command: re.sub(r"(?<!^)(?=[A-Z])", "_", command.__name__).lower() for command in COMMANDS}
+"""What a command is called in the audit: ``book_appointment`` and so on."""
+
+
 def _audit_row(entry: _Entry) -> AuditRow:
     command = entry.command
     subject, subject_id = "doctor", command.doctor_id
@@ -644,7 +650,7 @@ def _audit_row(entry: _Entry) -> AuditRow:
     return AuditRow(
         user_id=command.requester.user_id,
         role=command.requester.role.value,
-        action=type(command).__name__,
+        action=_ACTIONS[type(command)],
         subject=subject,
         subject_id=subject_id,
         override=command.override or None,
