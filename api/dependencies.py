@@ -159,8 +159,19 @@ CurrentUser = Annotated[Principal, Depends(current_user)]
 Staff = Annotated[Principal, Depends(require_role(Role.DOCTOR, Role.ADMIN))]
 DoctorOnly = Annotated[Principal, Depends(require_role(Role.DOCTOR))]
 Admin = Annotated[Principal, Depends(require_role(Role.ADMIN))]
-TheServices = Annotated[Services, Depends(services_of)]
-TheGate = Annotated[Gate, Depends(gate_of)]
+# FastAPI runs a dependency in a thread unless it is async: that would cost more than most of what is done here.
+
+
+async def _services(request: Request) -> Services:
+    return services_of(request)
+
+
+async def _gate(request: Request) -> Gate:
+    return gate_of(request)
+
+
+TheServices = Annotated[Services, Depends(_services)]
+TheGate = Annotated[Gate, Depends(_gate)]
 
 IdempotencyKey = Annotated[
     str | None,

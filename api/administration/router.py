@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path, Request
@@ -13,7 +14,18 @@ from api.administration import schemas
 from api.administration.closures import Absences, SlotCommand
 from api.administration.schedules import Schedules, template_plain
 from api.administration.service import Administration, account_plain
-from api.dependencies import Admin, DoctorOnly, IdempotencyKey, Page, Prefer, Principal, TheGate, TheServices, problems
+from api.dependencies import (
+    Admin,
+    DoctorOnly,
+    IdempotencyKey,
+    Page,
+    Prefer,
+    Principal,
+    TheGate,
+    TheServices,
+    as_of,
+    problems,
+)
 from api.directory.location_directory import TheLocationDirectory
 from api.directory.schemas import (
     DoctorAnswer,
@@ -155,7 +167,7 @@ async def create_template(doctor_id: DoctorId, body: schemas.NewTemplate, admin:
 )
 async def list_templates(doctor_id: DoctorId, page: Page, admin: TheSchedules) -> Response:
     """The doctor's templates."""
-    return Json(await admin.page(doctor_id, page))
+    return await _listed(admin.page(doctor_id, page))
 
 
 @router.delete(
@@ -212,7 +224,7 @@ async def create_closure(
 )
 async def list_closures(doctor_id: DoctorId, page: Page, admin: TheAbsences) -> Response:
     """The doctor's absences."""
-    return Json(await admin.page(doctor_id, page))
+    return await _listed(admin.page(doctor_id, page))
 
 
 @router.delete(
@@ -245,7 +257,7 @@ async def create_own_closure(
 async def list_own_closures(page: Page, own: OwnAbsences) -> Response:
     """One's own absences."""
     doctor, doctor_id = own
-    return Json(await doctor.page(doctor_id, page))
+    return await _listed(doctor.page(doctor_id, page))
 
 
 @router.delete(
@@ -292,7 +304,7 @@ async def cancel_slot(
 @router.get("/admin/users", response_model=schemas.AccountPage, responses=problems("forbidden"))
 async def list_users(page: Page, admin: TheAdministration) -> Response:
     """Every account."""
-    return Json(await admin.users(page))
+    return await _listed(admin.users(page))
 
 
 @router.patch(
@@ -310,11 +322,17 @@ async def change_user(
 @router.get("/admin/audit", response_model=schemas.AuditPage, responses=problems("forbidden"))
 async def list_audit(page: Page, admin: TheAdministration) -> Response:
     """Who did what to what, when, and by which override; the last first."""
-    return Json(await admin.audit(page))
+    return await _listed(admin.audit(page))
 
 
 async def _slot(admin: Absences, kind: SlotCommand, slot_id: str, key: str | None, prefer: str | None) -> Response:
     return await _answered(admin.change_slot(kind, slot_id, key, prefer))
+
+
+async def _listed(reading: Awaitable[dict[str, Any]]) -> Response:
+    """A page, as of now."""
+    now = datetime.now(UTC)
+    return Json(await reading, headers=as_of(now))
 
 
 async def _answered(answering: Awaitable[dict[str, Any]], *, status: int = 200) -> Response:

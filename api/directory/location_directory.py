@@ -146,7 +146,7 @@ class LocationDirectory:
             return tuple(await Directory(work.connection, work.vault).specialties())
 
 
-def location_directory_of(request: Request) -> LocationDirectory:
+async def location_directory_of(request: Request) -> LocationDirectory:
     """The one of this process."""
     directory: LocationDirectory = request.app.state.location_directory
     return directory

@@ -94,7 +94,7 @@ def slot_owners(begin: Callable[[], UnitOfWork]) -> SlotOwners:
     return SlotOwners(load)
 
 
-def slot_owners_of(request: Request) -> SlotOwners:
+async def slot_owners_of(request: Request) -> SlotOwners:
     """The one of this process."""
     owners: SlotOwners = request.app.state.slot_owners
     return owners

@@ -307,7 +307,15 @@ def rule_plain(rule: WeeklyRule) -> dict[str, Any]:
 
 
 _DOCTORS: Select[*tuple[Any, ...]] = (
-    select(doctor, app_user.c.data_key)
+    select(
+        doctor.c.id,
+        doctor.c.user_id,
+        doctor.c.sealed,
+        doctor.c.specialties,
+        doctor.c.location_ids,
+        doctor.c.service_ids,
+        app_user.c.data_key,
+    )
     .join(app_user, app_user.c.id == doctor.c.user_id)
     .where(doctor.c.withdrawn_at.is_(None), app_user.c.data_key.is_not(None))
 )

@@ -460,6 +460,7 @@ async def test_accounts_and_the_audit_trail_are_read_page_by_page(api: Applicati
     assert [each["login"] for each in [*first["items"], *rest["items"]]] == ["chief", "dr.house", "patient"]
     assert rest["items"] == [patient | {"disabled": False}]
     assert rest["next_cursor"] is None
+    assert "x-as-of" in (await api.http.get("/v1/admin/users", headers=clinic.admin)).headers
 
     slot, *_ = await clinic.slots(doctor_id=doctor_id)
     assert (await clinic.post(f"/v1/admin/slots/{slot['id']}/block", status=200))["status"] == "blocked"
