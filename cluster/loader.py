@@ -21,6 +21,7 @@ from cluster.public_api import PATIENCE_S, Account, Json, PublicApi, Refused, Un
 from cluster.settings import OperatorError
 
 CONCURRENCY = 8
+CONNECT_PATIENCE_S = 20.0
 SLOT_TRIES_MAX = 10
 MAKE_TRIES_MAX = 5
 
@@ -101,8 +102,12 @@ async def load(
     """
     if account_password is None and (clinic.doctors or clinic.patients):
         raise LoadFailed("the clinic has accounts, which need a password")
-    async with http_client(url, connections=CONCURRENCY, transport=transport) as client:
-        api = PublicApi(client, patience_s=patience_s)
+    try:
+        opened = http_client(url, connections=CONCURRENCY, transport=transport)
+    except httpx.InvalidURL as error:
+        raise LoadFailed(f"{url}: {error}") from error
+    async with opened as client:
+        api = PublicApi(client, patience_s=patience_s, connect_patience_s=CONNECT_PATIENCE_S)
         loader = _Loader(clinic, api, Account(api, admin_login, admin_password), account_password or "", progress)
         try:
             await loader.load()
@@ -110,8 +115,6 @@ async def load(
             raise LoadFailed(f"{url} refuses: {refused}") from refused
         except Unanswered as unanswered:
             raise LoadFailed(f"{url} does not answer: {unanswered}") from unanswered
-        except httpx.HTTPError as error:
-            raise LoadFailed(f"{url}: {error}") from error
         return loader.report
 
 

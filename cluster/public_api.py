@@ -67,8 +67,8 @@ def http_client(url: str, *, connections: int, transport: httpx.AsyncBaseTranspo
 class PublicApi:
     """Calls that need no account.
 
-    ``observe`` is told of every exchange: the method and path, and how many seconds it took. ``now`` and ``sleep`` are
-    the clock that patience goes by.
+    A server that nobody can connect to is given up after ``connect_patience_s``. ``observe`` is told of every exchange:
+    the method and path, and how many seconds it took. ``now`` and ``sleep`` are the clock that patience goes by.
     """
 
     def __init__(
@@ -76,19 +76,22 @@ class PublicApi:
         client: httpx.AsyncClient,
         *,
         patience_s: float = PATIENCE_S,
+        connect_patience_s: float = PATIENCE_S,
         observe: Callable[[str, float], None] = lambda call, seconds: None,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._client = client
         self._patience_s = patience_s
+        self._connect_patience_s = min(connect_patience_s, patience_s)
         self._observe = observe
         self._now = now
         self._sleep = sleep
 
-    def waiting(self) -> "Waiting":
+    def waiting(self, patience_s: float | None = None) -> "Waiting":
         """The waiting for one call, which begins now."""
-        return Waiting(self._now() + self._patience_s, self._now, self._sleep)
+        patience_s = self._patience_s if patience_s is None else patience_s
+        return Waiting(self._now() + patience_s, self._now, self._sleep)
 
     async def call(
         self,
@@ -116,7 +119,7 @@ class PublicApi:
         if key is not None:
             headers["Idempotency-Key"] = key
         what = f"{method} {path}"
-        waiting = self.waiting()
+        waiting, connecting = self.waiting(), self.waiting(self._connect_patience_s)
         while True:
             began = time.perf_counter()
             try:
@@ -125,8 +128,10 @@ class PublicApi:
                 )
                 self._observe(what, time.perf_counter() - began)
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-                await waiting.wait(f"{what}: {_says(error)}")
+                await connecting.wait(f"{what}: {_says(error)}")
                 continue
+            except httpx.UnsupportedProtocol as error:
+                raise Unanswered(f"{what}: {_says(error)}") from error
             except httpx.TransportError as error:
                 if not repeatable:
                     raise Unanswered(f"{what}: {_says(error)}") from error

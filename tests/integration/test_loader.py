@@ -231,6 +231,8 @@ async def test_a_doctors_login_that_is_somebody_elses_is_told(api: Application) 
         ({"admin_password": "wrong"}, "refuses: 401"),
         ({"account_password": None}, "need a password"),
         ({"url": "http://127.0.0.1:9", "transport": None, "patience_s": 1}, "does not answer"),
+        ({"url": "ftp://127.0.0.1", "transport": None}, "does not answer"),
+        ({"url": "http://[", "transport": None}, r"http://\["),
         ({"transport": httpx.MockTransport(lambda request: httpx.Response(200, text="hello"))}, "is that a zapis"),
     ],
 )

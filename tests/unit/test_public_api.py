@@ -122,6 +122,21 @@ async def test_patience_ends() -> None:
     assert len(server.requests) < 30
 
 
+async def test_a_server_that_is_not_there_is_given_up_sooner() -> None:
+    server = Server(*[httpx.ConnectError("refused") for _ in range(1000)])
+    client = httpx.AsyncClient(base_url="http://zapis.example", transport=httpx.MockTransport(server))
+    api = PublicApi(client, connect_patience_s=10, now=lambda: sum(server.slept), sleep=server.sleep)
+
+    with pytest.raises(Unanswered, match="refused"):
+        await api.call("GET", "/v1/x")
+    assert sum(server.slept) <= 10
+
+
+async def test_an_address_that_is_none_is_told_at_once() -> None:
+    with pytest.raises(Unanswered, match="protocol"):
+        await PublicApi(httpx.AsyncClient(base_url="ftp://zapis.example")).call("GET", "/v1/x")
+
+
 @pytest.mark.parametrize("told", [str(int(WAIT_MAX_S) + 1), "9" * 400, "Fri, 01 Jan 2100 00:00:00 GMT"])
 async def test_nobody_waits_for_longer_than_a_minute_at_once(told: str) -> None:
     server = Server(problem(429, "rate_limited", **{"Retry-After": told}))
