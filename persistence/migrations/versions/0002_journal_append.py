@@ -187,13 +187,14 @@ BEGIN
         INTO overlap, too_many
         FROM unnest(patients) AS p(id)
         CROSS JOIN LATERAL (
-            -- Of visits in the order of their start, two overlap only if two neighbours do.
+            -- Of visits in the order of their start, two overlap only if two neighbours do. A new one begins after it
+            -- was decided and none lasts longer than a day: those of long ago are not in its way.
             SELECT bool_or(a.starts_at < a.previous_ends_at) AS overlap,
                 count(*) FILTER (WHERE a.ends_at > decided_at) AS coming
             FROM (
                 SELECT starts_at, ends_at, lag(ends_at) OVER (ORDER BY starts_at) AS previous_ends_at
                 FROM appointment
-                WHERE patient_id = p.id AND live
+                WHERE patient_id = p.id AND live AND starts_at > decided_at - interval '7 days'
             ) AS a
         ) AS visits;
         IF overlap THEN
