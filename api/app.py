@@ -8,6 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Final
 
+import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.middleware.cors import CORSMiddleware
@@ -32,6 +33,7 @@ from api.scheduling import slots
 from api.scheduling.slot_owners import slot_owners
 from cluster.bootstrap import close_services, open_services
 from cluster.settings import Settings, read_settings
+from cluster.telemetry import configure_logging
 
 OPENAPI_PATH: Final = "/openapi.json"
 DOCS_POLICY: Final = (
@@ -55,6 +57,8 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application over these settings, or those of the environment. It opens its services when it starts."""
     settings = settings or read_settings()
+    if not structlog.is_configured():  # structlog's own manner would print local variables, which may be personal.
+        configure_logging(settings.log_level, settings.log_format)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -138,9 +138,23 @@ class Problem(Exception):
         )
 
 
+class UnreadableBody(HTTPException):
+    """A problem with a body, found while it is read: FastAPI lets no other kind of exception through there."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.status)
+        self.problem = problem
+
+
 def title(code: str) -> str:
     """A short name of the problem that stays the same."""
     return code.replace("_", " ").capitalize()
+
+
+def pointer_to(*path: object) -> str:
+    """The JSON pointer (RFC 6901) to a place; lone surrogates, which no JSON can say, are replaced."""
+    escaped = (str(part).replace("~", "~0").replace("/", "~1") for part in path)
+    return _sayable("".join(f"/{part}" for part in escaped)[:POINTER_LENGTH_MAX])
 
 
 def invalid(pointer: str, detail: str) -> Problem:
@@ -165,6 +179,8 @@ def problem_of(error: BaseException) -> Problem | None:
             return Problem("email_taken")
         case PhoneTaken():
             return Problem("phone_taken")
+        case UnreadableBody():
+            return error.problem
         case HTTPException():
             code = _CODE_OF_STATUS.get(error.status_code, "bad_request")
             return Problem(code, headers=error.headers)
@@ -203,10 +219,8 @@ def _located(error: Mapping[str, Any]) -> tuple[str, str]:
     if error["type"] == "json_invalid":
         return "", "This is not valid JSON."
     parts = location[1:] if location[:1] == ("body",) else location
-    escaped = (str(part).replace("~", "~0").replace("/", "~1") for part in parts)
-    pointer = "".join(f"/{part}" for part in escaped)[:POINTER_LENGTH_MAX]
     detail = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return _sayable(pointer), _sayable(detail)
+    return pointer_to(*parts), _sayable(detail)
 
 
 def _sayable(text: str) -> str:

@@ -17,10 +17,9 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Final
 
 import structlog
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import Problem, invalid, problem_of
+from api.errors import Problem, UnreadableBody, invalid, problem_of
 from api.gate import Gate
 from persistence.identifiers import new_id
 
@@ -28,6 +27,7 @@ REQUEST_ID: Final = "zapis.request_id"
 URL_BYTES_MAX: Final = 8 * 1024
 HEADER_BYTES_MAX: Final = 32 * 1024
 FORWARDED_MAX: Final = 20
+CLOSE: Final = {"Connection": "close"}
 UNLIMITED_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _BEARER: Final = b"bearer "
@@ -146,20 +146,19 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                # An HTTPException, because FastAPI passes on no other that is raised while it reads a body.
-                raise HTTPException(408, headers={"Connection": "close"}) from None
+                raise UnreadableBody(Problem("request_timeout", headers=CLOSE)) from None
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
                 if received > self._bytes_max:
-                    raise HTTPException(413, headers={"Connection": "close"})
+                    raise UnreadableBody(self._too_large())
             return message
 
         await self._app(scope, receive_some, send)
 
     def _too_large(self) -> Problem:
         detail = f"The body may have {self._bytes_max} bytes at most."
-        return Problem("content_too_large", detail, headers={"Connection": "close"})
+        return Problem("content_too_large", detail, headers=CLOSE)
 
 
 class RateLimit:

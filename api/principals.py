@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 from persistence.repositories.users import Access
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 
@@ -22,6 +24,8 @@ AWAY_S: Final = 1.0
 """After a failed read the database counts as away for so long: nobody waits for it who can be answered without it."""
 BATCH_MAX: Final = 500
 REMEMBERED_MAX: Final = 50_000
+
+log = structlog.get_logger()
 
 
 class PrincipalCache:
@@ -53,6 +57,7 @@ class PrincipalCache:
             waiting.add_done_callback(_observe)
             if self._reader is None:
                 self._reader = asyncio.create_task(self._read_waiting(), name="principals")
+                self._reader.add_done_callback(_report)
         try:
             return await asyncio.shield(waiting)
         except DatabaseUnavailable:
@@ -78,10 +83,9 @@ class PrincipalCache:
                 try:
                     async with asyncio.timeout(READ_TIMEOUT_S), self._unit_of_work() as work:
                         found = {access.user_id: access for access in await work.users.access(list(batch))}
-                except (DatabaseUnavailable, TimeoutError) as failure:
+                except (DatabaseUnavailable, TimeoutError):
                     self._away_until = self._clock() + AWAY_S
                     self._settle(batch, lambda _: DatabaseUnavailable("principals cannot be read"))
-                    del failure
                     continue
                 for user_id in batch:
                     self._remember(user_id, began_at, found.get(user_id))
@@ -110,6 +114,11 @@ class PrincipalCache:
         self._known.move_to_end(user_id)
         if len(self._known) > REMEMBERED_MAX:
             self._known.popitem(last=False)
+
+
+def _report(reader: asyncio.Task[None]) -> None:
+    if not reader.cancelled() and (error := reader.exception()) is not None:
+        log.error("principals_not_read", exc_info=error)
 
 
 def _observe(waiting: asyncio.Future[Access | None]) -> None:

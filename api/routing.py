@@ -13,12 +13,11 @@ from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.params import Form
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from api.errors import Problem
+from api.errors import Problem, UnreadableBody, pointer_to
 
 FORM: Final = "application/x-www-form-urlencoded"
 NUL_DETAIL: Final = "This must not contain NUL characters."
@@ -42,7 +41,7 @@ class StrictRequest(Request):
 
         Raises:
             json.JSONDecodeError: it is not JSON; the error quotes nothing of it.
-            RequestValidationError: a string in it contains NUL.
+            UnreadableBody: a string in it contains NUL.
         """
         if not hasattr(self, "_json"):
             body = await self.body()
@@ -50,8 +49,8 @@ class StrictRequest(Request):
                 self._json = orjson.loads(body)
             except orjson.JSONDecodeError as error:
                 raise json.JSONDecodeError("not valid JSON", "", 0) from error
-            if b"\\u0000" in body and (errors := [_nul(place) for place in _nuls(self._json)]):
-                raise RequestValidationError(errors)
+            if b"\\u0000" in body and (errors := [(pointer_to(*place), NUL_DETAIL) for place in _nuls(self._json)]):
+                raise UnreadableBody(Problem("validation_error", errors=errors))
         return self._json
 
 
@@ -115,7 +114,3 @@ def _nuls(value: Any) -> Iterator[tuple[str | int, ...]]:
                     if "\x00" in name:
                         yield (*place, name.replace("\x00", "\ufffd"))
                     pending.append(((*place, name), element))
-
-
-def _nul(place: tuple[str | int, ...]) -> dict[str, Any]:
-    return {"type": "value_error", "loc": ("body", *place), "msg": NUL_DETAIL, "input": None}

@@ -43,14 +43,17 @@ class UnitOfWork:
         self._connection: AsyncConnection | None = None
 
     async def __aenter__(self) -> Self:
-        connection = self._database.connect()
         try:
-            self._connection = await connection.start()
-            await self._connection.begin()
+            connection = await self._database.connect().start()
+            try:
+                await connection.begin()
+            except BaseException:
+                await connection.close()
+                raise
         except Exception as error:
-            await connection.close()
             _raise_if_unavailable(error)
             raise
+        self._connection = connection
         return self
 
     async def __aexit__(

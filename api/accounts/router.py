@@ -10,9 +10,10 @@ from fastapi import Query, Request, Response
 
 from api.accounts import schemas, service
 from api.dependencies import CurrentUser, Page, Staff, TheGate, TheServices, address_of, current_user, problems, tagged
-from api.errors import Problem, invalid
+from api.errors import Problem, invalid, problem_of
 from api.routing import FORM, Json, check_content_type
 from api.routing import router as make_router
+from persistence.unit_of_work import DatabaseUnavailable
 
 router = make_router(prefix="/v1", tag="Accounts and patients")
 well_known = make_router(tag="Accounts and patients")
@@ -83,9 +84,11 @@ async def issue_token(request: Request, services: TheServices, gate: TheGate) ->
                 problem = invalid("/grant_type", "This should be password or refresh_token.")
                 problem.members["error"] = "unsupported_grant_type"
                 raise problem
-    except Problem as problem:
-        problem.members.setdefault("error", _rfc6749_error(problem.status))
-        raise
+    except (Problem, DatabaseUnavailable) as error:
+        refusal = problem_of(error)
+        assert refusal is not None, "both are problems"
+        refusal.members.setdefault("error", _rfc6749_error(refusal.status))
+        raise refusal from error
     return Json(
         {
             "access_token": tokens.access_token,

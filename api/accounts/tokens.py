@@ -2,8 +2,8 @@
 
 A token is a JWT by RFC 9068: ``typ`` at+jwt, signed with ES256 by a key of ours that its ``kid`` names, for our issuer
 and audience, with every claim we set. Everything else is refused before jose sees it: other algorithms (``none``, and
-HS256 with our public key as its secret), other header fields (``crit``, ``jwk``, ``jku``, ``x5u`` … name keys or rules of the
-sender's), encrypted tokens, encodings that are not canonical, and anything too long to be ours.
+HS256 with our public key as its secret), other header fields (``crit``, ``jwk``, ``jku``, ``x5u`` … name keys or rules
+of the sender's), encrypted tokens, encodings that are not canonical, and anything too long to be ours.
 
 A token that was verified is remembered by its SHA-256 until it expires, so it is verified once in a process. Keys are
 made at the first start under a lock that all processes share; a retired key signs no more and verifies until its last
@@ -157,7 +157,7 @@ class AccessTokens:
 
     def remembered(self, token: str) -> Claims | None:
         """What a token says that was verified here before and is still good; costs no cryptography but a hash."""
-        if len(token) > TOKEN_LENGTH_MAX:
+        if len(token) > TOKEN_LENGTH_MAX or not token.isascii():
             return None
         digest = _digest(token)
         claims = self._verified.get(digest)
@@ -187,8 +187,10 @@ class AccessTokens:
         generation = claims.get("gen")
         if not all(type(number) is int for number in (issued_at, begins_at, expires_at, generation)):
             raise InvalidToken("a claim is not a whole number")
-        if expires_at <= now or issued_at > now + CLOCK_SKEW_S or begins_at > now + CLOCK_SKEW_S:
-            raise InvalidToken("expired or not yet good")
+        if not now < expires_at <= now + self.ttl_s + CLOCK_SKEW_S:
+            raise InvalidToken("expired, or good for longer than ours are")
+        if issued_at > now + CLOCK_SKEW_S or begins_at > now + CLOCK_SKEW_S:
+            raise InvalidToken("not yet good")
         if claims["aud"] != self._audience or claims["iss"] != self._issuer or not isinstance(claims["jti"], str):
             raise InvalidToken("audience, issuer or jti is of another form")
         user_id, session_id = claims["sub"], claims.get("sid")
@@ -271,4 +273,4 @@ def _is_id(value: object) -> bool:
 
 
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
+    return hashlib.sha256(token.encode("ascii")).digest()

@@ -33,7 +33,7 @@ class Application:
         services: Services = self.app.state.services
         return services
 
-    async def register(self, login: str, **changed: Any) -> dict[str, Any]:
+    async def register(self, login: str, /, **changed: Any) -> dict[str, Any]:
         """A new patient's account."""
         answer = await self.http.post("/v1/auth/register", json=registration(login, **changed))
         assert answer.status_code == 201, answer.text
@@ -78,7 +78,7 @@ async def running(settings: Settings) -> AsyncIterator[Application]:
             yield Application(app=app, http=http)
 
 
-def registration(login: str, **changed: Any) -> dict[str, Any]:
+def registration(login: str, /, **changed: Any) -> dict[str, Any]:
     """A body that registers."""
     return {
         "login": login,

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisAway
+
+from api import limits
+from api.limits import Limit, Limits
+
+TEN = Limit(name="test", count=10, window_s=60)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 600_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SharedCounts:
+    """What of Redis the limits use, in memory; ``away`` makes it fail."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.away = False
+        self.sent = 0
+
+    def pipeline(self, *, transaction: bool) -> SharedCounts:
+        assert not transaction
+        self._commands: list[tuple[str, int]] = []
+        return self
+
+    def incrby(self, name: str, number: int) -> None:
+        self._commands.append((name, number))
+
+    def expire(self, name: str, seconds: int) -> None:
+        assert seconds > 0
+        assert self._commands[-1][0] == name
+
+    async def execute(self) -> list[Any]:
+        if self.away:
+            raise RedisAway
+        answers: list[Any] = []
+        for name, number in self._commands:
+            self.sent += 1
+            self.counts[name] = self.counts.get(name, 0) + number
+            answers += [self.counts[name], True]
+        return answers
+
+
+def process(shared: SharedCounts, clock: Clock) -> Limits:
+    return Limits(cast(Redis, shared), clock=clock)
+
+
+def test_so_many_are_allowed_and_the_next_is_told_when_to_come_back() -> None:
+    clock = Clock()
+    counted = Limits(None, clock=clock)
+    assert [counted.take(TEN, "a") for _ in range(10)] == [0] * 10
+    wait_s = counted.take(TEN, "a")
+    assert 0 < wait_s <= 120
+    assert counted.take(TEN, "b") == 0
+    clock.now += wait_s + 0.001
+    assert counted.take(TEN, "a") == 0
+
+
+def test_a_limit_of_zero_is_none() -> None:
+    counted = Limits(None, clock=Clock())
+    assert not any(counted.take(Limit(name="none", count=0, window_s=60), "a") for _ in range(1000))
+
+
+def test_a_burst_at_the_border_of_two_windows_is_not_twice_the_limit() -> None:
+    clock = Clock()
+    clock.now += 59
+    counted = Limits(None, clock=clock)
+    early = sum(counted.take(TEN, "a") == 0 for _ in range(20))
+    clock.now += 2
+    late = sum(counted.take(TEN, "a") == 0 for _ in range(20))
+    assert early == 10
+    assert late <= 1
+
+
+@given(st.lists(st.floats(0, 30), min_size=1, max_size=200))
+def test_waiting_as_told_is_always_enough(pauses: list[float]) -> None:
+    clock = Clock()
+    counted = Limits(None, clock=clock)
+    for pause in pauses:
+        clock.now += pause
+        wait_s = counted.take(TEN, "a")
+        if wait_s:
+            clock.now += wait_s + 0.001
+            assert counted.take(TEN, "a") == 0
+
+
+async def test_processes_share_their_counts() -> None:
+    shared, clock = SharedCounts(), Clock()
+    one, two = process(shared, clock), process(shared, clock)
+    for _ in range(6):
+        assert one.take(TEN, "a") == 0
+        assert two.take(TEN, "a") == 0
+    await one.share()
+    await two.share()
+    assert two.take(TEN, "a") > 0
+    one.add(TEN, "a")
+    await one.share()
+    assert one.take(TEN, "a") > 0
+
+
+async def test_small_counts_are_not_sent() -> None:
+    shared, clock = SharedCounts(), Clock()
+    one = process(shared, clock)
+    many = Limit(name="many", count=1200, window_s=60)
+    for number in range(1000):
+        one.take(many, str(number))
+    await one.share()
+    assert shared.sent == 0
+
+
+async def test_without_redis_each_process_goes_on_by_itself_and_tells_later() -> None:
+    shared, clock = SharedCounts(), Clock()
+    one = process(shared, clock)
+    shared.away = True
+    for _ in range(10):
+        assert one.take(TEN, "a") == 0
+        await one.share()
+    assert one.take(TEN, "a") > 0
+    shared.away = False
+    await one.share()
+    assert sum(shared.counts.values()) == 10
+
+
+def test_no_more_is_remembered_than_there_is_room_for() -> None:
+    counted = Limits(None, clock=Clock())
+    for number in range(limits.WHO_MAX + 10):
+        counted.add(TEN, str(number))
+    assert len(counted._counts) == limits.WHO_MAX
