@@ -159,13 +159,14 @@ class CalendarClient:
                 return Pending(command_id=command_id)
         return None
 
-    async def start_actors(self, placement: Placement) -> None:
+    async def start_actors(self) -> None:
         """Have the shared calendar actors begin to start, so that the first command need not wait for it.
 
         Raises:
             ActorLost: Ray cannot start them now.
+            PlacementUnknown
         """
-        self._placement = placement
+        placement = self._placement or await self._fetch_placement()
         if not placement.dedicated:
             for name in placement.shared_names():
                 await self._actors.get(name)

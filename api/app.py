@@ -54,7 +54,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
 """The routes are tried in this order: those that are asked for most come first."""
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> FastAPI:
     """The application over these settings, or those of the environment. It opens its services when it starts."""
     settings = settings or read_settings()
     if not structlog.is_configured():  # structlog's own manner would print local variables, which may be personal.
@@ -70,6 +70,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.slot_owners = slot_owners(services.unit_of_work)
             try:
                 await ensure_first_admin(services, gate.passwords)
+                if warm_up:
+                    await services.warm_up()
                 yield
             finally:
                 readiness.close()

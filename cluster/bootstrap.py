@@ -47,6 +47,10 @@ class Services:
         """A transaction for one request."""
         return UnitOfWork(self.database, self.vault)
 
+    async def warm_up(self) -> None:
+        """Have what takes its time to start begin now, so that the first request need not wait for it."""
+        await self.calendars.start_actors()
+
 
 async def open_services(settings: Settings) -> Services:
     """Connect to Ray and put the rest in place; PostgreSQL and Valkey are connected to when first needed.
@@ -71,7 +75,6 @@ async def open_services(settings: Settings) -> Services:
         read_placement=partial(_read_placement, database, vault, placement),
         limits=ClientLimits(lane_depth_max=settings.lane_depth_max, lane_batch_max=settings.lane_batch_max),
     )
-    await calendars.start_actors(placement)
     moves = MoveDriver(database=database, calendars=calendars, deadline_s=settings.request_deadline_s)
     supervisor = Supervisor(database=database, calendars=calendars, moves=moves)
     supervisor.start()

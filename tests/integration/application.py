@@ -18,6 +18,7 @@ from persistence.sealed import place, user_owner
 from persistence.tables import app_user, outbox
 
 PASSWORD = "Correct-Horse-9"
+DRAIN_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,12 @@ class Application:
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Application]:
     """An application over these settings, for as long as the block lasts."""
-    app = create_app(settings)
+    app = create_app(settings, warm_up=False)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://zapis.test") as http:
             yield Application(app=app, http=http)
+        await app.state.services.calendar_actors.drain(DRAIN_TIMEOUT_S)
 
 
 def registration(login: str, /, **changed: Any) -> dict[str, Any]:
