@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import signal
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import ray
 from redis.asyncio import Redis
@@ -62,7 +60,7 @@ async def open_services(settings: Settings) -> Services:
     """
     database_url = _required(settings.database_url, "database_url")
     policy = policy_of(settings)
-    vault = Vault(master_key(settings))
+    vault = Vault(settings.master_key_bytes())
     database = open_database(database_url, pool_max=settings.database_pool_max)
     redis = Redis.from_url(
         _required(settings.redis_url, "redis_url"), socket_timeout=0.5, socket_connect_timeout=0.5, protocol=3
@@ -135,30 +133,6 @@ def calendar_actors(settings: Settings, policy: Policy) -> RayCalendarActors:
             calendar_idle_s=settings.calendar_idle_s,
         ),
     )
-
-
-def master_key(settings: Settings) -> bytes:
-    """The key over all personal data, from the setting or the file it names.
-
-    Raises:
-        SettingsError: there is none, or it is not the base64 of 32 bytes.
-    """
-    encoded = settings.master_key
-    if encoded is None:
-        path: Path | None = settings.master_key_file
-        if path is None:
-            raise SettingsError(f"{variable('master_key')} or {variable('master_key_file')}: one of them is needed")
-        try:
-            encoded = path.read_text().strip()
-        except OSError as error:
-            raise SettingsError(f"{variable('master_key_file')}: {path}: {error.strerror}") from None
-    try:
-        key = base64.b64decode(encoded, validate=True)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise SettingsError(f"{variable('master_key')}: should be the base64 of 32 bytes")
-    return key
 
 
 async def _connect_to_ray(address: str, namespace: str) -> None:

@@ -30,6 +30,7 @@ def open_database(database_url: str, *, pool_max: int, statement_timeout_s: floa
         max_overflow=0,
         pool_timeout=statement_timeout_s,
         pool_pre_ping=True,
+        hide_parameters=True,  # They may be personal, and errors are logged.
         connect_args={"options": options, "connect_timeout": 5, "application_name": "zapis-api"},
     )
 
