@@ -6,6 +6,9 @@ nothing. Both take everything they need, the time included, and never wait. ``ca
 A slot reads as (the first that is true): ``cancelled``, ``blocked`` (by hand or by a closure), ``booked``, ``held``
 (by a hold that has not ended, or reserved for a move), ``free``. An appointment is *displaced* while it is live and its
 slot is blocked or cancelled; both are derived, never stored twice.
+
+A closure blocks and opens only slots that have not ended: a calendar in memory does not reach far back, so what has
+ended stays as it was, for the journal as for the tables.
 """
 
 from __future__ import annotations
@@ -214,22 +217,23 @@ class Calendar:
 
     # Loading: what the tables hold, put in place without events.
 
-    def put_slot(self, slot: Slot) -> None:
-        """Add a slot; closures that cover it are counted in."""
+    def put_slot(self, slot: Slot, *, closed: bool | None = None) -> None:
+        """Add a slot; closures that cover it are counted in.
+
+        ``closed`` is whether a closure was known to have blocked it, where that is known: what has ended stays as it
+        was, whichever closures came and went since.
+        """
         slot.closures = sum(_covers(windows, slot) for windows in self.closures.values())
+        if closed is not None:
+            slot.closures = max(slot.closures, 1) if closed else 0
         self.slots[slot.id] = slot
         if not slot.cancelled:
             insort(self.by_start, slot, key=_start)
 
-    def put_closure(self, closure_id: str, windows: tuple[Window, ...], created_by: str) -> int:
-        """Add a closure; returns how many slots it covers."""
+    def put_closure(self, closure_id: str, windows: tuple[Window, ...], created_by: str) -> None:
+        """Add a closure; slots that are added later are counted as covered by it."""
         self.closures[closure_id] = windows
         self.closed_by[closure_id] = created_by
-        covered = 0
-        for slot in self.slots_in(windows):
-            slot.closures += 1
-            covered += 1
-        return covered
 
     def put_hold(self, hold: Hold) -> None:
         """Add a hold to its slot."""
@@ -342,9 +346,9 @@ def decide(calendar: Calendar, command: Command, now: datetime, policy: Policy, 
         case messages.PublishSlots():
             return _publish(calendar, command, now)
         case messages.CloseCalendar():
-            return _close(calendar, command)
+            return _close(calendar, command, now)
         case messages.RemoveClosure():
-            return _remove_closure(calendar, command)
+            return _remove_closure(calendar, command, now)
         case messages.BlockSlot():
             slot = _open_slot(calendar, command.slot_id)
             events: tuple[Event, ...] = ()
@@ -429,15 +433,18 @@ def evolve(calendar: Calendar, event: Event, at: datetime) -> None:
             calendar.put_closure(event.closure_id, event.windows, event.created_by)
             changes.closures.add(event.closure_id)
             for slot in calendar.slots_in(event.windows):
-                _slot_closed(calendar, slot)
+                if slot.end > at:
+                    slot.closures += 1
+                    _slot_closed(calendar, slot)
             _touch(calendar, event.displaced, at)
         case ClosureRemoved():
             windows = calendar.closures.pop(event.closure_id)
             del calendar.closed_by[event.closure_id]
             changes.closures.add(event.closure_id)
             for slot in calendar.slots_in(windows):
-                slot.closures -= 1
-                changes.slots.add(slot.id)
+                if slot.end > at:
+                    slot.closures -= 1
+                    changes.slots.add(slot.id)
             _touch(calendar, event.restored, at)
         case SlotBlocked():
             slot = calendar.slots[event.slot_id]
@@ -613,8 +620,8 @@ def _publish(calendar: Calendar, command: messages.PublishSlots, now: datetime) 
     return Decision(events=events, answer={"opened": len(opened), "kept": kept, "skipped": skipped})
 
 
-def _close(calendar: Calendar, command: messages.CloseCalendar) -> Decision:
-    covered = list(calendar.slots_in(command.windows))
+def _close(calendar: Calendar, command: messages.CloseCalendar, now: datetime) -> Decision:
+    covered = [slot for slot in calendar.slots_in(command.windows) if slot.end > now]
     displaced = _newly_displaced(calendar, covered)
     report: list[dict[str, Any]] = []
     for touched in displaced:
@@ -636,11 +643,12 @@ def _close(calendar: Calendar, command: messages.CloseCalendar) -> Decision:
     )
 
 
-def _remove_closure(calendar: Calendar, command: messages.RemoveClosure) -> Decision:
+def _remove_closure(calendar: Calendar, command: messages.RemoveClosure, now: datetime) -> Decision:
     windows = calendar.closures.get(command.closure_id)
     if windows is None:
         raise NotFound
-    opened = [slot for slot in calendar.slots_in(windows) if slot.closures == 1 and not slot.blocked]
+    covered = (slot for slot in calendar.slots_in(windows) if slot.end > now)
+    opened = [slot for slot in covered if slot.closures == 1 and not slot.blocked]
     event = ClosureRemoved(closure_id=command.closure_id, restored=_live_in(calendar, opened))
     return Decision(events=(event,), answer={"opened": len(opened)})
 

@@ -304,12 +304,13 @@ def _lock_key(identifier: str) -> int:
 
 
 _SLOTS = """
-SELECT s.id::text, s.starts_at, s.ends_at, s.location_id::text, s.service_id::text, s.blocked, s.status = 'cancelled'
+SELECT s.id::text, s.starts_at, s.ends_at, s.location_id::text, s.service_id::text, s.blocked, s.status
 FROM slot AS s WHERE s.doctor_id = %(doctor_id)s AND s.starts_at >= %(since)s
 UNION
-SELECT s.id::text, s.starts_at, s.ends_at, s.location_id::text, s.service_id::text, s.blocked, s.status = 'cancelled'
+SELECT s.id::text, s.starts_at, s.ends_at, s.location_id::text, s.service_id::text, s.blocked, s.status
 FROM slot AS s WHERE s.doctor_id = %(doctor_id)s AND s.starts_at < %(since)s AND s.id IN (
     SELECT slot_id FROM appointment WHERE doctor_id = %(doctor_id)s AND live
+    UNION SELECT slot_id FROM hold WHERE doctor_id = %(doctor_id)s
     UNION SELECT target_slot_id FROM move
     WHERE target_doctor_id = %(doctor_id)s AND state IN ('reserved', 'moved', 'aborted'))
 ORDER BY 2
@@ -349,7 +350,7 @@ async def _load(connection: psycopg.AsyncConnection[TupleRow], doctor_id: str, s
         calendar.put_closure(closure_id, tuple(_window(window) for window in windows), created_by)
     shared: dict[str, str] = {}
     cursor = await connection.execute(_SLOTS, {"doctor_id": doctor_id, "since": since})
-    for slot_id, start, end, location_id, service_id, blocked, cancelled in await cursor.fetchall():
+    for slot_id, start, end, location_id, service_id, blocked, status in await cursor.fetchall():
         calendar.put_slot(
             Slot(
                 id=slot_id,
@@ -358,15 +359,15 @@ async def _load(connection: psycopg.AsyncConnection[TupleRow], doctor_id: str, s
                 location_id=shared.setdefault(location_id, location_id),
                 service_id=None if service_id is None else shared.setdefault(service_id, service_id),
                 blocked=blocked,
-                cancelled=cancelled,
-            )
+                cancelled=status == "cancelled",
+            ),
+            closed=None if blocked or status == "cancelled" else status == "blocked",
         )
     cursor = await connection.execute(
         "SELECT id::text, slot_id::text, user_id::text, expires_at FROM hold WHERE doctor_id = %s", (doctor_id,)
     )
     for hold_id, slot_id, user_id, expires_at in await cursor.fetchall():
-        if slot_id in calendar.slots:
-            calendar.put_hold(Hold(id=hold_id, slot_id=slot_id, user_id=user_id, expires_at=expires_at))
+        calendar.put_hold(Hold(id=hold_id, slot_id=slot_id, user_id=user_id, expires_at=expires_at))
     coming = await _load_appointments(connection, calendar, since)
     await _load_moves(connection, calendar, coming)
     return calendar

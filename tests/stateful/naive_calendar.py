@@ -50,6 +50,8 @@ class NaiveVisit:
 class NaiveClosure:
     id: str
     windows: list[tuple[datetime, datetime, str | None]]
+    entered: datetime
+    removed: datetime | None = None
 
 
 @dataclass
@@ -83,6 +85,9 @@ class NaiveCalendar:
 
     @staticmethod
     def covers(closure: NaiveClosure, slot: NaiveSlot) -> bool:
+        """Whether it blocks the slot: what had ended when it came or went stayed as it was."""
+        if slot.end <= closure.entered or (closure.removed is not None and slot.end > closure.removed):
+            return False
         return any(
             start < slot.end and slot.start < end and location in (None, slot.location)
             for start, end, location in closure.windows
