@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,7 +25,6 @@ from persistence.sealed import Unreadable, Vault, place, user_owner
 from persistence.unit_of_work import UnitOfWork
 
 OVERRIDE_COLUMN: Final = "override"
-_CAPITAL: Final = re.compile(r"(?<!^)(?=[A-Z])")
 
 
 class Administration:
@@ -266,8 +264,7 @@ def _entry_plain(vault: Vault, entry: AuditEntry) -> dict[str, Any]:
         "at": entry.at,
         "user_id": entry.user_id,
         "role": entry.role,
-        # Calendars note the names of their commands.
-        "action": _CAPITAL.sub("_", entry.action).lower(),
+        "action": entry.action,
         "subject": entry.subject,
         "subject_id": entry.subject_id,
         "override_reason": unsealed(vault, entry.user_id, entry.wrapped_key, entry.sealed_override, OVERRIDE_COLUMN),
