@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -38,7 +37,6 @@ class Gate:
     """Of one address: attempts to use a code, or to have one sent."""
     login_failures: Limit
     """Of one account: wrong passwords."""
-    sharing: asyncio.Task[None]
 
 
 async def open_gate(settings: Settings, *, unit_of_work: Callable[[], UnitOfWork], redis: Redis | None) -> Gate:
@@ -55,6 +53,7 @@ async def open_gate(settings: Settings, *, unit_of_work: Callable[[], UnitOfWork
     )
     await tokens.open()
     limits = Limits(redis)
+    limits.start()
     attempts = max(1, settings.rate_limit // ATTEMPT_SHARE) if settings.rate_limit else 0
     return Gate(
         tokens=tokens,
@@ -68,13 +67,11 @@ async def open_gate(settings: Settings, *, unit_of_work: Callable[[], UnitOfWork
         login_failures=Limit(
             name="login_failures", count=settings.login_failures_max, window_s=settings.login_failures_window_s
         ),
-        sharing=asyncio.create_task(limits.run(), name="limits"),
     )
 
 
 async def close_gate(gate: Gate) -> None:
     """Let it go."""
-    gate.sharing.cancel()
-    await asyncio.gather(gate.sharing, return_exceptions=True)
+    await gate.limits.stop()
     await gate.principals.close()
     gate.passwords.close()

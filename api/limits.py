@@ -53,7 +53,7 @@ class _Count:
 
 
 class Limits:
-    """Counts by limit and by who; ``run`` shares the counts for as long as it runs."""
+    """Counts by limit and by who; ``start`` has them shared until ``stop``."""
 
     def __init__(self, redis: Redis | None, *, clock: Callable[[], float] = time.time) -> None:
         self._redis = redis
@@ -61,6 +61,7 @@ class Limits:
         self._counts: OrderedDict[tuple[Limit, str], _Count] = OrderedDict()
         self._unsent: dict[tuple[Limit, str], _Count] = {}
         self._sharing = True
+        self._running: asyncio.Task[None] | None = None
 
     def take(self, limit: Limit, who: str) -> float:
         """Count one more; 0 where that is allowed, else the seconds to wait, and nothing is counted."""
@@ -94,9 +95,20 @@ class Limits:
         if count.mine - count.sent >= max(1, limit.count // UNSENT_SHARE) and self._redis is not None:
             self._unsent[limit, who] = count
 
-    async def run(self) -> None:
-        """Share the counts until cancelled."""
-        while True:
+    def start(self) -> None:
+        """Share the counts from now on."""
+        self._running = asyncio.create_task(self._run(), name="limits")
+
+    async def stop(self) -> None:
+        """Share them no more."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        # Not "while True": a cancellation that meets a timeout inside the Redis client may be lost there.
+        while self._running is not None:
             await asyncio.sleep(SYNC_INTERVAL_S)
             await self.share()
 
