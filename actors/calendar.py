@@ -626,7 +626,9 @@ def _close(calendar: Calendar, command: messages.CloseCalendar, now: datetime) -
     report: list[dict[str, Any]] = []
     for touched in displaced:
         plain = calendar.appointment_plain(touched.appointment_id)
-        report.append(plain if command.dry_run else plain | {"displaced": True, "version": touched.version})
+        report.append(
+            plain if command.dry_run else plain | {"displaced": True, "version": touched.version, "updated_at": now}
+        )
     event = CalendarClosed(
         closure_id=command.closure_id,
         windows=command.windows,

@@ -106,7 +106,10 @@ slot = Table(
     Column("blocked", Boolean, nullable=False, server_default=text("false"), comment="by hand, not by a closure"),
     _instant("held_until", nullable=True),
     Index(None, "doctor_id", "starts_at", "id"),
+    Index(None, "location_id", "starts_at", "id"),
+    Index(None, "starts_at", "id"),
     CheckConstraint("ends_at > starts_at", name="interval"),
+    postgresql_with={"fillfactor": 85},  # A status changes in place: no index is on it, and its page has room.
     comment="No exclusion constraint: tens of millions of rows; only live appointments are guarded.",
 )
 

@@ -327,8 +327,11 @@ def upgrade() -> None:
         sa.CheckConstraint("ends_at > starts_at", name=op.f("ck_slot_interval")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_slot")),
         comment="No exclusion constraint: tens of millions of rows; only live appointments are guarded.",
+        postgresql_with={"fillfactor": 85},
     )
     op.create_index(op.f("ix_slot_doctor_id_starts_at_id"), "slot", ["doctor_id", "starts_at", "id"], unique=False)
+    op.create_index(op.f("ix_slot_location_id_starts_at_id"), "slot", ["location_id", "starts_at", "id"], unique=False)
+    op.create_index(op.f("ix_slot_starts_at_id"), "slot", ["starts_at", "id"], unique=False)
     op.create_table(
         "doctor",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
@@ -430,6 +433,8 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_doctor_search"), table_name="doctor", postgresql_using="gin")
     op.drop_index(op.f("ix_doctor_location_ids"), table_name="doctor", postgresql_using="gin")
     op.drop_table("doctor")
+    op.drop_index(op.f("ix_slot_starts_at_id"), table_name="slot")
+    op.drop_index(op.f("ix_slot_location_id_starts_at_id"), table_name="slot")
     op.drop_index(op.f("ix_slot_doctor_id_starts_at_id"), table_name="slot")
     op.drop_table("slot")
     op.drop_table("signing_key")
