@@ -296,9 +296,9 @@ def as_of(instant: datetime) -> dict[str, str]:
     return {"X-As-Of": rfc3339(instant)}
 
 
-def tagged(request: Request, content: bytes, *, at: datetime) -> Response:
-    """A JSON answer that was true at an instant, with its entity tag; 304 to who has it already."""
-    tag = content_tag(content)
+def tagged(request: Request, content: bytes, *, at: datetime, tag: str | None = None) -> Response:
+    """A JSON answer that was true at an instant, with its entity tag, by default its bytes'; 304 to who has it."""
+    tag = tag or content_tag(content)
     headers = as_of(at) | {"ETag": tag, "Cache-Control": "private, no-cache"}
     if (response := unchanged(request, tag)) is not None:
         response.headers.update(headers)

@@ -60,7 +60,7 @@ class Absences:
             reason=commands.seal_own(self._services, self._principal, body.reason, REASON_COLUMN),
             dry_run=body.dry_run,
         )
-        answer = await commands.run(self._services, command)
+        answer = await commands.run(self._services, command, key=key)
         return {
             "id": None if body.dry_run else answer["closure_id"],
             "blocked": answer["blocked"],
@@ -112,7 +112,8 @@ class Absences:
             raise Problem("unavailable") from None
         if doctor_id is None:
             raise Problem("not_found", "There is no such slot.")
-        answer = await commands.run(self._services, kind(**self._header(doctor_id, None, key, prefer), slot_id=slot_id))
+        command = kind(**self._header(doctor_id, None, key, prefer), slot_id=slot_id)
+        answer = await commands.run(self._services, command, key=key)
         slot = answer["slot"]
         return {
             "id": slot["id"],

@@ -154,7 +154,7 @@ class Schedules:
             slots=tuple(_new_slot(opening) for opening in opened),
             dry_run=body.dry_run,
         )
-        answer = await commands.run(self._services, command)
+        answer = await commands.run(self._services, command, key=key)
         return {
             "opened": answer["opened"],
             "kept": answer["kept"],

@@ -13,9 +13,9 @@ from starlette.responses import Response
 from api.dependencies import tagged
 
 
-def answer(request: Request, content: Mapping[str, Any], instant: datetime) -> Response:
-    """The content as it was at that instant, or 304 where the client has just that."""
-    return tagged(request, orjson.dumps(content, option=orjson.OPT_UTC_Z), at=instant)
+def answer(request: Request, content: Mapping[str, Any], instant: datetime, *, tag: str | None = None) -> Response:
+    """The content as it was at that instant, or 304 where the client has just that; ``tag`` as in ``tagged``."""
+    return tagged(request, orjson.dumps(content, option=orjson.OPT_UTC_Z), at=instant, tag=tag)
 
 
 _HEADERS: Final[dict[str, Any]] = {

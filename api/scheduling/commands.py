@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
-from actors.errors import from_plain
+from actors.errors import IdempotencyKeyReused, from_plain
 from actors.messages import Command, Done, NotDecided, Pending, RefusedFor, Rejected, Reply
 from api.dependencies import Principal, services_of, wants_async
 from api.errors import Problem
 from api.routing import Json
 from cluster.bootstrap import Services
 from persistence.identifiers import new_id
+from persistence.repositories.appointments import Appointments
 from persistence.sealed import Vault, place
+from persistence.unit_of_work import DatabaseUnavailable
+
+LOOK_UP_TIMEOUT_S: Final = 1.0
 
 
 class AnsweredPending(Exception):
@@ -100,15 +105,34 @@ def encode_sealed(sealed: bytes) -> str:
     return base64.b64encode(sealed).decode()
 
 
-async def run(services: Services, command: Command) -> Mapping[str, Any]:
-    """The answer to a command.
+async def run(services: Services, command: Command, *, key: str | None = None) -> Mapping[str, Any]:
+    """The answer to a command, which has its id from the ``key`` if there is one.
 
     Raises:
         Rejection: it was refused.
         AnsweredPending: it is decided and not committed.
         Problem: 503, no decision stands, or its outcome is unknown.
     """
+    if key is not None and command.respond_async and (stored := await _stored(services, command)) is not None:
+        return answer_of(stored)
     return answer_of(await services.calendars.send(command))
+
+
+async def _stored(services: Services, command: Command) -> Reply | None:
+    """What was answered under the command's id before, which somebody who does not wait would else never be told.
+
+    Whoever waits learns it from the calendar. While the database is away there is nothing to be learnt.
+    """
+    try:
+        async with asyncio.timeout(LOOK_UP_TIMEOUT_S), services.unit_of_work() as work:
+            stored = await Appointments(work.connection).answer(command.command_id)
+    except (DatabaseUnavailable, TimeoutError):
+        return None
+    if stored is None:
+        return None
+    if (stored.user_id, stored.fingerprint) != (command.requester.user_id, command.fingerprint):
+        raise IdempotencyKeyReused
+    return Rejected(**stored.answer["rejected"]) if "rejected" in stored.answer else Done(answer=stored.answer["done"])
 
 
 def answer_of(reply: Reply) -> Mapping[str, Any]:

@@ -19,9 +19,9 @@ from api.dependencies import (
     Staff,
     as_of,
     problems,
-    unchanged,
     version_tag,
 )
+from api.directory.answers import READ, answer
 from api.errors import Problem, invalid
 from api.fields import Day, Id
 from api.routing import Json, router
@@ -109,13 +109,14 @@ async def list_appointments(
     return Json({"items": await desk.shown(rows), "next_cursor": next_cursor}, headers=as_of(now))
 
 
-@routes.get("/appointments/{appointment_id}", response_model=schemas.Appointment, responses=problems("not_found"))
+@routes.get(
+    "/appointments/{appointment_id}", response_model=schemas.Appointment, responses=READ | problems("not_found")
+)
 async def get_appointment(request: Request, appointment_id: AppointmentId, desk: Desk) -> Response:
     """One visit; its ETag is its version."""
     now = datetime.now(UTC)
     appointment = await desk.get(appointment_id)
-    tag = version_tag(appointment["version"])
-    return unchanged(request, tag) or Json(appointment, headers={"ETag": tag} | as_of(now))
+    return answer(request, appointment, now, tag=version_tag(appointment["version"]))
 
 
 @routes.post(

@@ -59,7 +59,7 @@ class Scheduling:
         command = HoldSlot(
             **self._header(doctor_id, body.model_dump(), key, prefer=prefer), hold_id=new_id(), slot_id=body.slot_id
         )
-        answer = await commands.run(self._services, command)
+        answer = await commands.run(self._services, command, key=key)
         held: dict[str, Any] = dict(answer["hold"])
         held["expires_at"] = _instant(held["expires_at"])
         return held
@@ -96,7 +96,7 @@ class Scheduling:
             hold_id=body.hold_id,
             reason=sealed,
         )
-        answer = await commands.run(self._services, command)
+        answer = await commands.run(self._services, command, key=key)
         return await self._answered(answer["appointment"], body.reason)
 
     async def get(self, appointment_id: str) -> dict[str, Any]:
@@ -132,6 +132,7 @@ class Scheduling:
                         hold_id=body.hold_id,
                         if_version=if_version,
                     ),
+                    key=key,
                 )
             if not self._services.policy.cross_doctor_moves:
                 raise Problem("forbidden", "A visit cannot be moved to another doctor here.")
@@ -166,7 +167,7 @@ class Scheduling:
             command = CancelAppointment(
                 **header | {"doctor_id": row.doctor_id}, appointment_id=row.id, reason=sealed, if_version=if_version
             )
-            return await commands.run(self._services, command)
+            return await commands.run(self._services, command, key=key)
 
         return await self._follow(appointment_id, send)
 
@@ -178,7 +179,7 @@ class Scheduling:
 
         async def send(row: AppointmentRow) -> Mapping[str, Any]:
             command = kind(**header | {"doctor_id": row.doctor_id}, appointment_id=row.id, if_version=if_version)
-            return await commands.run(self._services, command)
+            return await commands.run(self._services, command, key=key)
 
         return await self._follow(appointment_id, send)
 

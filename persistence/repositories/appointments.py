@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Date, Row, cast, func, select, tuple_
+from sqlalchemy import ColumnElement, Date, DateTime, Row, Uuid, cast, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from persistence.tables import appointment, command, hold, location, move
@@ -69,6 +69,7 @@ class AnswerRow:
     """What is stored under a command id."""
 
     user_id: str
+    fingerprint: str
     answer: dict[str, Any]
 
 
@@ -110,10 +111,12 @@ class Appointments:
         """What is stored under a command id."""
         row = (
             await self._connection.execute(
-                select(command.c.user_id, command.c.answer).where(command.c.command_id == command_id)
+                select(command.c.user_id, command.c.fingerprint, command.c.answer).where(
+                    command.c.command_id == command_id
+                )
             )
         ).one_or_none()
-        return None if row is None else AnswerRow(user_id=row.user_id, answer=row.answer)
+        return None if row is None else AnswerRow(**row._mapping)
 
     async def open_move_of(self, command_id: str, user_id: str) -> bool:
         """Whether a move to another doctor that the user asked for under this id is still on its way."""
@@ -164,7 +167,8 @@ def _conditions(search: AppointmentSearch) -> list[ColumnElement[bool]]:
     if search.statuses:
         conditions.append(columns.status.in_(search.statuses))
     if search.after is not None:
-        conditions.append(tuple_(columns.starts_at, columns.id) > tuple_(*search.after))
+        position = tuple_(*search.after, types=(DateTime(timezone=True), Uuid(as_uuid=False)))
+        conditions.append(tuple_(columns.starts_at, columns.id) > position)
     zone = select(location.c.timezone).where(location.c.id == columns.location_id).scalar_subquery()
     local_day = cast(func.timezone(zone, columns.starts_at), Date)
     if search.first_day is not None:
