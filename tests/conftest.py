@@ -10,8 +10,8 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,16 +85,28 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[EmbeddedRay]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def new_database(postgres: EmbeddedPostgres, template_database: str) -> Callable[[], AbstractContextManager[str]]:
+    """Opens a migrated, empty database for as long as a block lasts, and tells its URL."""
+
+    @contextmanager
+    def new_database() -> Iterator[str]:
+        name = f"test_{next(_numbers)}"
+        with psycopg.connect(postgres.superuser_url, autocommit=True) as connection:
+            clone = "CREATE DATABASE {} OWNER zapis TEMPLATE {} STRATEGY FILE_COPY"
+            connection.execute(sql.SQL(clone).format(sql.Identifier(name), sql.Identifier(template_database)))
+        yield postgres.url_of(name)
+        with psycopg.connect(postgres.superuser_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    return new_database
+
+
 @pytest.fixture
-def database_url(postgres: EmbeddedPostgres, template_database: str) -> Iterator[str]:
+def database_url(new_database: Callable[[], AbstractContextManager[str]]) -> Iterator[str]:
     """A migrated, empty database for this test alone."""
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(postgres.superuser_url, autocommit=True) as connection:
-        clone = "CREATE DATABASE {} OWNER zapis TEMPLATE {} STRATEGY FILE_COPY"
-        connection.execute(sql.SQL(clone).format(sql.Identifier(name), sql.Identifier(template_database)))
-    yield postgres.url_of(name)
-    with psycopg.connect(postgres.superuser_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with new_database() as url:
+        yield url
 
 
 @pytest.fixture
@@ -107,16 +119,27 @@ def redis_url(valkey: EmbeddedValkey) -> str:
     return valkey.url
 
 
+@pytest.fixture(scope="session")
+def settings_over(valkey: EmbeddedValkey, ray_cluster: EmbeddedRay) -> Callable[[str], Settings]:
+    """Makes settings for a database of this run, over its other servers, in a Ray namespace of the database's own."""
+
+    def settings_over(database_url: str) -> Settings:
+        return Settings(
+            database_url=database_url,
+            redis_url=valkey.url,
+            ray_address=ray_cluster.url,
+            ray_namespace=database_url.rpartition("/")[2],
+            master_key="MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+        )
+
+    return settings_over
+
+
 @pytest.fixture
-def settings(database_url: str, redis_url: str, ray_cluster: EmbeddedRay) -> Settings:
-    """Settings over the real servers, in a Ray namespace of this test's own."""
-    return Settings(
-        database_url=database_url,
-        redis_url=redis_url,
-        ray_address=ray_cluster.url,
-        ray_namespace=database_url.rpartition("/")[2],
-        master_key="MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
-    )
+def settings(database_url: str, redis_url: str, settings_over: Callable[[str], Settings]) -> Settings:
+    """Settings over the real servers, with an empty Valkey."""
+    assert redis_url, "emptied"
+    return settings_over(database_url)
 
 
 @contextmanager

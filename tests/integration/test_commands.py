@@ -1,0 +1,385 @@
+"""Commands as such: their keys, which versions they ask for, and what becomes of those that nobody waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from persistence.identifiers import new_id
+from tests.integration.practice import Practice, content, days_on, eventually, instant, refusal
+from tests.people import Person
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MINUTE = timedelta(minutes=1)
+
+
+# Keys
+
+
+async def test_every_command_has_one_effect_under_its_key(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    house, (one, two, three, _) = await practice.doctor_with_slots()
+    _, (elsewhere, *_) = await practice.doctor_with_slots(first=days_on(4))
+    first: dict[str, httpx.Response] = {}
+
+    async def under(key: str, who: Person, path: str, body: Any = None) -> httpx.Response:
+        """The second answer is the first, byte by byte."""
+        answers = [await practice.send(who, "POST", path, body, idempotency_key=key) for _ in range(2)]
+        assert answers[0].status_code in (200, 201), answers[0].text
+        _same(answers[0], answers[1])
+        first[key] = answers[0]
+        return answers[0]
+
+    await under("hold", anna, "/v1/holds", {"slot_id": one})
+    visit = (await under("book", anna, "/v1/appointments", {"slot_id": one, "reason": "Headaches"})).json()
+    path = f"/v1/appointments/{visit['id']}"
+    await under("within", anna, f"{path}/reschedule", {"slot_id": two})
+    await under("across", anna, f"{path}/reschedule", {"slot_id": elsewhere})
+    await under("back", anna, f"{path}/reschedule", {"slot_id": three})
+    await under("arrive", house, f"{path}/arrive")
+    last = (await under("cancel", anna, f"{path}/cancel", {"reason": "Feeling better"})).json()
+
+    assert (last["version"], last["status"]) == (6, "cancelled")
+    assert await practice.get(anna, path) == last
+    # However long ago, and whatever has become of it since.
+    again = {
+        "hold": ("/v1/holds", {"slot_id": one}),
+        "book": ("/v1/appointments", {"reason": "Headaches", "slot_id": one.upper()}),
+        "within": (f"{path}/reschedule", {"slot_id": two, "hold_id": None}),
+        "across": (f"{path}/reschedule", {"slot_id": elsewhere}),
+        "back": (f"{path}/reschedule", {"slot_id": three}),
+        "cancel": (f"{path}/cancel", {"reason": "Feeling better"}),
+    }
+    for key, (address, body) in again.items():
+        _same(await practice.send(anna, "POST", address, body, idempotency_key=key), first[key])
+    _same(await practice.send(house, "POST", f"{path}/arrive", idempotency_key="arrive"), first["arrive"])
+    assert await practice.get(anna, path) == last
+    assert await practice.differences() == []
+
+
+async def test_a_key_is_of_one_request_of_one_user(practice: Practice) -> None:
+    anna, boris = await practice.people.patients(2)
+    _, (one, two, three, _) = await practice.doctor_with_slots()
+    _, (elsewhere, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = content(await practice.send(anna, "POST", "/v1/appointments", {"slot_id": one}, idempotency_key="key"), 201)
+
+    for path, body in (
+        ("/v1/appointments", {"slot_id": two}),
+        ("/v1/appointments", {"slot_id": elsewhere}),
+        ("/v1/appointments", {"slot_id": one, "reason": "Headaches"}),
+        ("/v1/holds", {"slot_id": two}),
+        (f"/v1/appointments/{visit['id']}/cancel", {}),
+        (f"/v1/appointments/{visit['id']}/reschedule", {"slot_id": two}),
+        (f"/v1/appointments/{visit['id']}/reschedule", {"slot_id": elsewhere}),
+    ):
+        answer = await practice.send(anna, "POST", path, body, idempotency_key="key")
+        assert refusal(answer) == "422 idempotency_key_reused", (path, body)
+
+    assert await practice.get(anna, f"/v1/appointments/{visit['id']}") == visit
+    other = await practice.send(boris, "POST", "/v1/appointments", {"slot_id": three}, idempotency_key="key")
+    assert content(other, 201)["patient_id"] == boris.patient_id
+    assert await practice.differences() == []
+
+
+async def test_a_refusal_is_not_remembered(practice: Practice) -> None:
+    anna, boris = await practice.people.patients(2)
+    _, (slot, *_) = await practice.doctor_with_slots()
+    theirs = await practice.book(boris, slot)
+    mine = await practice.book(anna, (await practice.doctor_with_slots(first=days_on(4)))[1][0])
+
+    async def book() -> httpx.Response:
+        return await practice.send(anna, "POST", "/v1/appointments", {"slot_id": slot}, idempotency_key="again")
+
+    async def move() -> httpx.Response:
+        path = f"/v1/appointments/{mine['id']}/reschedule"
+        return await practice.send(anna, "POST", path, {"slot_id": slot}, idempotency_key="move")
+
+    assert [refusal(await book()) for _ in range(2)] == ["409 slot_taken"] * 2
+    assert [refusal(await move()) for _ in range(2)] == ["409 slot_taken"] * 2
+    await practice.change(boris, theirs, "cancel")
+    booked = content(await book(), 201)
+    _same_content(await book(), booked)
+    await practice.change(anna, booked, "cancel")
+    moved = content(await move(), 200)
+    assert moved["slot_id"] == slot
+    _same_content(await move(), moved)
+    assert await practice.differences() == []
+
+
+async def test_a_move_that_was_refused_by_its_source_is_decided_anew_under_its_key(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    first = days_on(3)
+    _, (one, *_) = await practice.doctor_with_slots(first=first)
+    _, (_, target, *_) = await practice.doctor_with_slots(first=first)
+    _, (_, busy, *_) = await practice.doctor_with_slots(first=first)
+    visit, other = await practice.book(anna, one), await practice.book(anna, busy)
+
+    async def move() -> httpx.Response:
+        path = f"/v1/appointments/{visit['id']}/reschedule"
+        return await practice.send(anna, "POST", path, {"slot_id": target}, idempotency_key="move")
+
+    assert [refusal(await move()) for _ in range(3)] == ["409 patient_overlap"] * 3
+    await practice.change(anna, other, "cancel")
+    assert content(await move(), 200)["slot_id"] == target
+    assert content(await move(), 200)["version"] == 2
+    assert await practice.differences() == []
+
+
+async def test_the_same_key_twenty_times_at_once(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    _, (slot, *_) = await practice.doctor_with_slots()
+    _, (elsewhere, *_) = await practice.doctor_with_slots(first=days_on(4))
+
+    async def twenty(path: str, body: Any) -> httpx.Response:
+        answers = await asyncio.gather(
+            *(practice.send(anna, "POST", path, body, idempotency_key="twenty" + path) for _ in range(20))
+        )
+        for answer in answers:
+            _same(answer, answers[0])
+        return answers[0]
+
+    visit = content(await twenty("/v1/appointments", {"slot_id": slot}), 201)
+    moved = content(await twenty(f"/v1/appointments/{visit['id']}/reschedule", {"slot_id": elsewhere}), 200)
+    assert moved["version"] == 2
+    assert len((await practice.get(anna, "/v1/appointments"))["items"]) == 1
+    assert await practice.differences() == []
+
+
+@pytest.mark.parametrize("key", ["x" * 129, "", "a b", "a\tb", "\x7f", "naïve"])
+async def test_a_key_that_is_none(practice: Practice, key: str) -> None:
+    anna = await practice.people.patient()
+    _, (slot, *_) = await practice.doctor_with_slots(1)
+    answer = await practice.api.http.post(
+        "/v1/appointments",
+        json={"slot_id": slot},
+        headers=[
+            *((n.encode(), v.encode()) for n, v in anna.headers.items()),
+            (b"Idempotency-Key", key.encode("latin-1")),
+        ],
+    )
+    assert refusal(answer) == "422 validation_error"
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/header/Idempotency-Key"]
+    longest = await practice.send(anna, "POST", "/v1/appointments", {"slot_id": slot}, idempotency_key="x" * 128)
+    content(longest, 201)
+
+
+# Versions
+
+
+async def test_a_command_may_ask_for_a_version(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    house, (one, two, _, _) = await practice.doctor_with_slots()
+    _, (elsewhere, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = await practice.book(anna, one)
+    path = f"/v1/appointments/{visit['id']}"
+
+    for how, who, body in (
+        ("reschedule", anna, {"slot_id": two}),
+        ("reschedule", anna, {"slot_id": elsewhere}),
+        ("cancel", anna, {}),
+        ("arrive", house, None),
+        ("fulfil", house, None),
+        ("no-show", house, None),
+    ):
+        for tag in ('"2"', '"0"', 'W/"1"', "1", '"one"', '"', '""', "", '"99999999999999999999"', '"1", "2"'):
+            answer = await practice.send(who, "POST", f"{path}/{how}", body, if_match=tag)
+            assert refusal(answer) == "412 version_conflict", (how, tag)
+    assert await practice.get(anna, path) == visit
+    moving = await practice.send(anna, "POST", f"{path}/reschedule", {"slot_id": two}, if_match='"1"')
+    assert content(moving, 200)["version"] == 2
+
+    moved = await practice.get(anna, path)
+    assert (moved["version"], moved["slot_id"]) == (2, two)
+    assert content(await practice.send(anna, "POST", f"{path}/cancel", if_match="*"), 200)["version"] == 3
+    assert refusal(await practice.send(anna, "POST", f"{path}/cancel", if_match='"2"')) == "412 version_conflict"
+    assert refusal(await practice.send(anna, "POST", f"{path}/cancel", if_match='"3"')) == "409 not_live"
+
+
+async def test_one_of_two_changes_to_the_same_version_counts(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    house, (one, two, three, _) = await practice.doctor_with_slots()
+    _, (elsewhere, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = await practice.book(anna, one)
+    path = f"/v1/appointments/{visit['id']}"
+
+    answers = await asyncio.gather(
+        practice.send(anna, "POST", f"{path}/reschedule", {"slot_id": two}, if_match='"1"'),
+        practice.send(anna, "POST", f"{path}/reschedule", {"slot_id": elsewhere}, if_match='"1"'),
+        practice.send(house, "POST", f"{path}/reschedule", {"slot_id": three}, if_match='"1"'),
+        practice.send(house, "POST", f"{path}/arrive", if_match='"1"'),
+    )
+
+    assert Counter(answer.status_code for answer in answers) == {200: 1, 412: 3}
+    assert (await practice.get(anna, path))["version"] == 2
+    assert await practice.differences() == []
+
+
+async def test_who_has_it_already_is_told_so(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    doctor, (one, *_) = await practice.doctor_with_slots()
+    visit = await practice.book(anna, one)
+    path = f"/v1/appointments/{visit['id']}"
+
+    answer = await practice.send(anna, "GET", path)
+    tag = answer.headers["etag"]
+    assert tag == '"1"'
+    assert abs(instant(answer.headers["x-as-of"]) - datetime.now(UTC)) < MINUTE
+    for given in (tag, f"W/{tag}", f'"0", {tag}', "*"):
+        unchanged = await practice.send(anna, "GET", path, if_none_match=given)
+        assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", tag), given
+        assert unchanged.headers["x-as-of"]
+    for given in ('"2"', "1", "nonsense"):
+        assert (await practice.send(anna, "GET", path, if_none_match=given)).status_code == 200, given
+
+    slots = {"doctor_id": doctor.doctor_id, "status": "free,booked"}
+    listed = await practice.send(None, "GET", "/v1/slots", params=slots)
+    tag = listed.headers["etag"]
+    unchanged = await practice.send(None, "GET", "/v1/slots", params=slots, if_none_match=tag)
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+
+    await practice.change(anna, visit, "cancel")
+    assert (await practice.send(anna, "GET", path, if_none_match='"1"')).headers["etag"] == '"2"'
+    assert (await practice.send(None, "GET", "/v1/slots", params=slots, if_none_match=tag)).status_code == 200
+
+
+# Not waiting
+
+
+async def test_a_command_that_nobody_waits_for_can_be_followed(practice: Practice) -> None:
+    anna, boris = await practice.people.patients(2)
+    house, (one, two, three, _) = await practice.doctor_with_slots()
+
+    pending = await _not_waiting(practice, anna, "/v1/appointments", {"slot_id": one, "reason": "Headaches"})
+    done = await _outcome(practice, anna, pending)
+
+    visit = done["appointment"]
+    assert done == {"command_id": pending, "status": "done", "appointment": visit}
+    assert visit == await practice.get(anna, f"/v1/appointments/{visit['id']}")
+    assert visit["reason"] == "Headaches"
+    for stranger in (boris, house, practice.admin):
+        assert refusal(await practice.send(stranger, "GET", f"/v1/commands/{pending}")) == "404 not_found"
+    assert refusal(await practice.send(None, "GET", f"/v1/commands/{pending}")) == "401 unauthenticated"
+    assert refusal(await practice.send(anna, "GET", f"/v1/commands/{new_id()}")) == "404 not_found"
+
+    path = f"/v1/appointments/{visit['id']}"
+    moved = await _not_waiting(practice, anna, f"{path}/reschedule", {"slot_id": two})
+    assert (await _outcome(practice, anna, moved))["appointment"]["slot_id"] == two
+    arrived = await _not_waiting(practice, house, f"{path}/arrive", None)
+    outcome = await _outcome(practice, house, arrived)
+    assert (outcome["appointment"]["status"], outcome["appointment"]["patient"]["id"]) == ("arrived", anna.patient_id)
+    cancelled = await _not_waiting(practice, anna, f"{path}/cancel", {})
+    assert (await _outcome(practice, anna, cancelled))["appointment"]["status"] == "cancelled"
+    held = await _not_waiting(practice, anna, "/v1/holds", {"slot_id": three})
+    assert await _outcome(practice, anna, held) == {"command_id": held, "status": "done"}
+    assert [hold["slot_id"] for hold in (await practice.get(anna, "/v1/holds"))["items"]] == [three]
+    # What was true when it was decided, not what has become of it.
+    assert (await practice.get(anna, f"/v1/commands/{pending}"))["appointment"]["status"] == "booked"
+
+
+async def test_what_is_refused_at_once_is_answered_at_once(practice: Practice) -> None:
+    anna, boris = await practice.people.patients(2)
+    _, (one, *_) = await practice.doctor_with_slots()
+    await practice.book(boris, one)
+
+    answer = await practice.send(anna, "POST", "/v1/appointments", {"slot_id": one}, prefer="respond-async")
+
+    assert refusal(answer) == "409 slot_taken"
+
+
+async def test_what_the_database_refuses_later_is_told_at_the_commands_address(practice: Practice) -> None:
+    anna, boris = await practice.people.patients(2)
+    _, (one, *_) = await practice.doctor_with_slots()
+    doctor, (same_time, *_) = await practice.doctor_with_slots()
+    await practice.book(anna, one)
+
+    # Her other visit is in a calendar that this one cannot see.
+    pending = await _not_waiting(practice, anna, "/v1/appointments", {"slot_id": same_time})
+    outcome = await _outcome(practice, anna, pending)
+
+    assert outcome.keys() == {"command_id", "status", "problem"}
+    assert outcome["status"] == "rejected"
+    assert (outcome["problem"]["status"], outcome["problem"]["code"]) == (409, "patient_overlap")
+    assert refusal(await practice.send(boris, "GET", f"/v1/commands/{pending}")) == "404 not_found"
+    assert await practice.slot_status(doctor, same_time) == "free"
+    assert await practice.differences() == []
+
+
+async def test_repeating_with_the_key_leads_to_the_answer(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    _, (one, two, *_) = await practice.doctor_with_slots()
+
+    async def book(slot: str, **headers: str) -> httpx.Response:
+        return await practice.send(
+            anna, "POST", "/v1/appointments", {"slot_id": slot}, idempotency_key="followed", **headers
+        )
+
+    pending = await book(one, prefer="respond-async")
+    assert pending.status_code == 202
+    visit = content(await book(one), 201)
+
+    _same_content(await book(one, prefer="respond-async"), visit)
+    followed = await practice.get(anna, pending.headers["location"])
+    assert followed["appointment"] == visit
+    assert refusal(await book(two, prefer="respond-async")) == "422 idempotency_key_reused"
+    assert refusal(await book(two)) == "422 idempotency_key_reused"
+
+
+@pytest.mark.parametrize(
+    ("prefer", "is_async"),
+    [
+        ("respond-async", True),
+        ("Respond-Async; x=y, wait=10", True),
+        ("handling=lenient, respond-async", True),
+        ("respond", False),
+        ("respond-asynchronously", False),
+        (";;,,", False),
+    ],
+)
+async def test_what_may_be_preferred(practice: Practice, prefer: str, is_async: bool) -> None:
+    anna = await practice.people.patient()
+    _, (slot, *_) = await practice.doctor_with_slots(1)
+    answer = await practice.send(anna, "POST", "/v1/appointments", {"slot_id": slot}, prefer=prefer)
+    assert answer.status_code == (202 if is_async else 201)
+
+
+async def _not_waiting(practice: Practice, who: Person, path: str, body: Any) -> str:
+    """The id of a command that is answered with 202."""
+    answer = await practice.send(who, "POST", path, body, prefer="respond-async")
+    pending = content(answer, 202)
+    assert pending == {"command_id": pending["command_id"], "status": "pending"}
+    assert answer.headers["location"] == f"/v1/commands/{pending['command_id']}"
+    return str(pending["command_id"])
+
+
+async def _outcome(practice: Practice, who: Person, command_id: str) -> dict[str, Any]:
+    """What has become of a command, once something has."""
+    state: dict[str, Any] = {}
+
+    async def decided() -> bool:
+        nonlocal state
+        state = await practice.get(who, f"/v1/commands/{command_id}")
+        assert state["status"] in ("pending", "done", "rejected")
+        if state["status"] == "pending":
+            assert state == {"command_id": command_id, "status": "pending"}
+        return bool(state["status"] != "pending")
+
+    await eventually(decided)
+    return state
+
+
+def _same(answer: httpx.Response, other: httpx.Response) -> None:
+    """Two answers are equal in all that a client looks at."""
+    assert (answer.status_code, answer.content) == (other.status_code, other.content)
+    for header in ("etag", "location", "content-type"):
+        assert answer.headers.get(header) == other.headers.get(header)
+
+
+def _same_content(answer: httpx.Response, expected: dict[str, Any]) -> None:
+    assert answer.status_code in (200, 201), answer.text
+    assert answer.json() == expected
