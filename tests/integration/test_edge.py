@@ -1,0 +1,87 @@
+"""What only shows on a real connection: bytes that httpx would not send."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+
+from cluster.settings import Settings
+
+JSON = b"Content-Type: application/json\r\n"
+REGISTER = b"POST /v1/auth/register HTTP/1.1\r\nHost: zapis\r\n" + JSON
+
+
+@asynccontextmanager
+async def served(settings: Settings) -> AsyncIterator[int]:
+    """The application served by uvicorn on a free port, which is given."""
+    from api.app import create_app
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), http="httptools", log_config=None, lifespan="on"))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    async with asyncio.timeout(60):
+        while not server.started:
+            assert not serving.done(), "it did not start"
+            await asyncio.sleep(0.05)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+        listener.close()
+
+
+async def status_of(port: int, *parts: bytes) -> tuple[int, bytes]:
+    """The status and all of the answer to these bytes; 0 where the connection just ends."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        async with asyncio.timeout(20):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                (int(line[15:]) for line in head.lower().split(b"\r\n") if line[:15] == b"content-length:"), 0
+            )
+            return int(head.split()[1]), head + await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return 0, b""
+    finally:
+        writer.close()
+
+
+async def test_what_a_connection_may_bring(settings: Settings) -> None:
+    async with served(settings.model_copy(update={"rate_limit": 0, "request_deadline_s": 1.0})) as port:
+
+        async def answers(expected: int, *parts: bytes) -> None:
+            status, answer = await status_of(port, *parts)
+            assert status == expected, (parts[0][:60], answer[:300])
+            if expected != 400:  # That is uvicorn's own, to what is not HTTP.
+                assert b"x-request-id" in answer.lower()
+                assert b"application/problem+json" in answer
+
+        await answers(413, REGISTER + b"Content-Length: 9999999999\r\n\r\n")
+        await answers(413, REGISTER + b"Content-Length: 2000000\r\nExpect: 100-continue\r\n\r\n")
+        chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+        await answers(413, REGISTER + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 20)
+        await answers(408, REGISTER + b"Content-Length: 10\r\n\r\n", b"{")
+        await answers(422, REGISTER + b"Content-Length: 1\r\n\r\n", b"{")
+        await answers(422, REGISTER + b"\r\n")
+        await answers(431, b"GET /v1/me HTTP/1.1\r\nHost: zapis\r\nX-Long: " + b"x" * 50_000 + b"\r\n\r\n")
+        many = b"".join(b"X-%d: y\r\n" % number for number in range(6000))
+        await answers(431, b"GET /v1/me HTTP/1.1\r\nHost: zapis\r\n" + many + b"\r\n")
+        await answers(414, b"GET /v1/me?" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: zapis\r\n\r\n")
+        await answers(422, b"GET /v1/me?q=%00 HTTP/1.1\r\nHost: zapis\r\n\r\n")
+        await answers(404, b"GET /v1/%ff%fe HTTP/1.1\r\nHost: zapis\r\n\r\n")
+        await answers(404, b"GET /../../etc/passwd HTTP/1.1\r\nHost: zapis\r\n\r\n")
+        await answers(404, b"GET //evil.example/%2e%2e HTTP/1.1\r\nHost: zapis\r\n\r\n")
+        await answers(401, b"GET /v1/me HTTP/1.1\r\nHost: zapis\r\nAuthorization: Bearer \xff\xfe\r\n\r\n")
+        await answers(405, b"DELETE /v1/auth/register HTTP/1.1\r\nHost: zapis\r\n\r\n")
+        await answers(400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        await answers(400, REGISTER + b"Content-Length: 99999999999999999999999\r\n\r\n")
+        await answers(400, REGISTER + b"Content-Length: -5\r\n\r\n")
+        await answers(400, REGISTER + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n")
