@@ -83,20 +83,16 @@ class PostgresJournal:
     async def claim(self, doctor_id: str, generation: int) -> Claim:
         """See ``Journal.claim``. An old transaction that does not end within a second is terminated."""
         async with self._connection() as connection:
-            pid = connection.info.backend_pid
             claiming = asyncio.create_task(_claim(connection, doctor_id, generation))
             try:
                 done, _ = await asyncio.wait({claiming}, timeout=1.0)
                 if not done:
-                    async with self._connection() as other:
-                        await other.execute(
-                            "SELECT pg_terminate_backend(blocking) FROM unnest(pg_blocking_pids(%s)) AS blocking",
-                            (pid,),
-                        )
-                        log.warning("blocking_backends_terminated")
+                    await self._terminate_whoever_blocks(connection.info.backend_pid)
                 return await claiming
             finally:
-                claiming.cancel()
+                if not claiming.done():
+                    claiming.cancel()
+                    await asyncio.wait({claiming})
 
     async def load(self, doctor_id: str, now: datetime) -> Calendar:
         """See ``Journal.load``: one REPEATABLE READ snapshot."""
@@ -230,6 +226,17 @@ class PostgresJournal:
             except (psycopg.Error, OSError) as error:
                 raise JournalUnavailable(type(error).__name__) from error
         return self._appending
+
+    async def _terminate_whoever_blocks(self, pid: int) -> None:
+        """On a connection of its own: those of the pool may all be waiting for the same one."""
+        connection = await psycopg.AsyncConnection.connect(
+            self._url, autocommit=True, options=_OPTIONS, application_name="zapis-journal", **_CONNECT
+        )
+        async with connection:
+            await connection.execute(
+                "SELECT pg_terminate_backend(blocking) FROM unnest(pg_blocking_pids(%s)) AS blocking", (pid,)
+            )
+        log.warning("blocking_backends_terminated")
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
