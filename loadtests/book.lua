@@ -1,0 +1,49 @@
+-- For wrk: sends each of the prepared requests in a file once, and prints what came back as one line of JSON.
+-- The requests stand one after the other, each ended by a NUL.
+
+local threads = {}
+
+function setup(thread)
+    table.insert(threads, thread)
+end
+
+function init(arguments)
+    requests, position, created, others, exhausted = {}, 0, 0, 0, 0
+    local file = assert(io.open(arguments[1], "rb"))
+    for request in file:read("*a"):gmatch("(%Z+)%z") do
+        requests[#requests + 1] = request
+    end
+    file:close()
+end
+
+function request()
+    position = position + 1
+    if position > #requests then
+        exhausted = 1
+        wrk.thread:stop()
+        position = #requests
+    end
+    return requests[position]
+end
+
+function response(status)
+    if status == 201 then
+        created = created + 1
+    else
+        others = others + 1
+    end
+end
+
+function done(summary, latency)
+    local created, others, exhausted = 0, 0, 0
+    for _, thread in ipairs(threads) do
+        created = created + thread:get("created")
+        others = others + thread:get("others")
+        exhausted = exhausted + thread:get("exhausted")
+    end
+    local failed = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout
+    print(string.format(
+        '{"created": %d, "others": %d, "failed": %d, "exhausted": %d, "seconds": %.6f, "p50_ms": %.3f, "p99_ms": %.3f, "worst_ms": %.3f}',
+        created, others, failed, exhausted, summary.duration / 1e6,
+        latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3))
+end
