@@ -87,6 +87,17 @@ def _text(value: str) -> str:
     return value
 
 
+def said(value: str) -> str:
+    """Text that says something.
+
+    Raises:
+        ValueError
+    """
+    if not value:
+        raise ValueError("This must not be empty.")
+    return value
+
+
 def _named(value: str) -> str:
     if not any(character.isalnum() for character in value):
         raise ValueError("This should contain at least one letter.")

@@ -111,6 +111,7 @@ def _nuls(value: Any) -> Iterator[tuple[str | int, ...]]:
                 pending.extend(((*place, number), element) for number, element in enumerate(value))
             case dict():
                 for name, element in value.items():
+                    shown = (*place, name.replace("\x00", "\ufffd"))
                     if "\x00" in name:
-                        yield (*place, name.replace("\x00", "\ufffd"))
-                    pending.append(((*place, name), element))
+                        yield shown
+                    pending.append((shown, element))

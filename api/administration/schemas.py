@@ -35,6 +35,7 @@ from api.fields import (
     Text,
     Timezone,
     Whole,
+    said,
 )
 from api.scheduling.schemas import Appointment
 
@@ -271,19 +272,13 @@ DayOrInstant = Annotated[
 ]
 
 
-def _said(value: str) -> str:
-    if not value:
-        raise ValueError("This must not be empty.")
-    return value
-
-
 class NewClosure(Body):
     """An absence: of whole days, both included, as they are at each location; or from an instant to before another."""
 
     start: Annotated[DayOrInstant, Field(alias="from")]
     end: Annotated[DayOrInstant, Field(alias="to")]
     reason: Annotated[
-        Text, Field(min_length=1, max_length=REASON_LENGTH_MAX, examples=["Conference"]), AfterValidator(_said)
+        Text, Field(min_length=1, max_length=REASON_LENGTH_MAX, examples=["Conference"]), AfterValidator(said)
     ]
     dry_run: Annotated[Flag, Field(description="Only tell what would be blocked and displaced.")] = False
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from api.fields import Answer, Body, Id, Text
+from api.fields import Answer, Body, Id, Text, said
 
-Reason = Annotated[Text, Field(max_length=500, examples=["Headaches since Monday"])]
+REASON_LENGTH_MAX: Final = 500
+
+Reason = Annotated[Text, Field(max_length=REASON_LENGTH_MAX, examples=["Headaches since Monday"])]
+OverrideReason = Annotated[
+    Text,
+    Field(
+        min_length=1,
+        max_length=REASON_LENGTH_MAX,
+        examples=["Came from afar"],
+        description="Staff only: pass a cut-off or a limit; audited.",
+    ),
+    AfterValidator(said),
+]
 
 
 class HoldRequest(Body):
@@ -43,9 +55,7 @@ class BookingRequest(Body):
         None
     )
     reason: Reason | None = None
-    override_reason: Annotated[Reason | None, Field(description="Staff only: pass a cut-off or a limit; audited.")] = (
-        None
-    )
+    override_reason: OverrideReason | None = None
 
 
 class RescheduleRequest(Body):
@@ -53,16 +63,14 @@ class RescheduleRequest(Body):
 
     slot_id: Id
     hold_id: Id | None = None
-    override_reason: Annotated[Reason | None, Field(description="Staff only: pass a cut-off or a limit; audited.")] = (
-        None
-    )
+    override_reason: OverrideReason | None = None
 
 
 class CancelRequest(Body):
     """Why a visit is cancelled."""
 
     reason: Reason | None = None
-    override_reason: Annotated[Reason | None, Field(description="Staff only: pass a cut-off; audited.")] = None
+    override_reason: OverrideReason | None = None
 
 
 class Status(StrEnum):
