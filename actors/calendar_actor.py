@@ -55,6 +55,7 @@ from actors.messages import (
     FinishMove,
     HoldSlot,
     MoveOut,
+    MoveRefused,
     NotDecided,
     Pending,
     PublishSlots,
@@ -69,6 +70,11 @@ from actors.messages import (
 from actors.policy import Policy
 
 log = structlog.get_logger()
+
+_FIRST = 0
+"""The order of what is decided before everything else."""
+_TOGETHER_MAX = 2
+"""After so many refused transactions a calendar's commands are committed apart from the others'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +191,9 @@ class CalendarActor:
     def command_status(self, command_id: str, user_id: str) -> Reply | None:
         """``Pending`` for a command of the user's that was decided and is not committed, else ``None``."""
         entry = self._by_command.get(command_id)
-        if entry is None or entry.command.requester.user_id != user_id or isinstance(entry.outcome, Rejected):
+        if entry is None or entry.command.requester.user_id != user_id:
+            return None
+        if isinstance(entry.outcome, Rejected) and not entry.told_pending:
             return None
         return Pending(command_id=command_id)
 
@@ -266,12 +274,12 @@ class CalendarActor:
         """The settled reply, or what can be said while the commit is overdue or not waited for."""
         if entry.reply.done():
             return entry.reply.result()
+        if not _answered_at_once(entry):
+            self._stalled = True
         if isinstance(entry.outcome, Rejected) or not entry.events:
             entry.abandoned = True
             return NotDecided(why=RefusedFor.UNAVAILABLE)
         entry.told_pending = True
-        if not entry.command.respond_async:
-            self._stalled = True
         return Pending(command_id=entry.command.command_id)
 
     # Activation and passivation
@@ -330,8 +338,7 @@ class CalendarActor:
             )
             if command.command_id in self._by_command:
                 continue
-            self._orders += 1
-            entry = _Entry(command=command, reply=asyncio.get_running_loop().create_future(), order=self._orders)
+            entry = _Entry(command=command, reply=asyncio.get_running_loop().create_future(), order=_FIRST)
             self._decide(entry, activation, Facts())
             self._enqueue(entry, activation)
 
@@ -381,7 +388,7 @@ class CalendarActor:
 
         Never some of a calendar's: the rows collected with them show its state after the last of them.
         """
-        if self._waiting[0].attempts > 2:
+        if self._waiting[0].attempts > _TOGETHER_MAX:
             doctor_id = self._waiting[0].command.doctor_id
             alone = [entry for entry in self._waiting if entry.command.doctor_id == doctor_id]
             self._waiting = deque(entry for entry in self._waiting if entry.command.doctor_id != doctor_id)
@@ -403,6 +410,7 @@ class CalendarActor:
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, self._limits.retry_delay_max_s)
             except StaleEpoch as stale:
+                self._stalled = False
                 self._drop(stale.doctor_ids, entries)
                 await self._recover(entries, claim=False)
                 return
@@ -457,16 +465,14 @@ class CalendarActor:
                 and not isinstance(command, AbortMove | FinishMove | ExpireHolds)
             ):
                 append.audit.append(_audit_row(entry))
+        reached = {row.doctor_id: row.sequence for row in sorted(append.events, key=lambda row: row.sequence)}
         for doctor_id, activation in calendars.items():
-            reached = max(
-                (row.sequence for row in append.events if row.doctor_id == doctor_id), default=activation.committed
-            )
             append.calendars.append(
                 CalendarRow(
                     doctor_id=doctor_id,
                     epoch=activation.epoch,
                     expected=activation.committed,
-                    reached=reached,
+                    reached=reached.get(doctor_id, activation.committed),
                     last_event_at=activation.calendar.last_event_at,
                 )
             )
@@ -544,26 +550,32 @@ class CalendarActor:
         again = entries + [entry for entry in self._waiting if entry.command.doctor_id in doctor_ids]
         again.sort(key=lambda entry: entry.order)
         self._waiting = deque()
-        tally = _Tally(facts)
+        for doctor_id in doctor_ids:
+            self._finish_known_moves(self._active[doctor_id])
+        for entry in again:
+            entry.attempts += 1
+        # What is not committed together may not be decided on each other: one could be undone without the other.
+        together = all(entry.attempts <= _TOGETHER_MAX for entry in again)
+        tallies: dict[str, _Tally] = {}
         now = self._clock()
         for entry in again:
             found = stored.get(entry.command.command_id)
             deadline = entry.command.deadline
-            entry.attempts += 1
             if found is not None:
                 self._settle(entry, _stored_reply(found, entry.command))
             elif entry.abandoned or (deadline is not None and deadline < now and not entry.told_pending):
-                self._settle(entry, NotDecided(why=RefusedFor.EXPIRED))
+                # Nobody waits for it, unless a repeat has joined it meanwhile: that one is to be sent again.
+                self._settle(entry, NotDecided(why=RefusedFor.NOT_ACTIVE))
             elif entry.attempts > self._limits.redecide_max:
                 self._settle(entry, NotDecided(why=RefusedFor.UNAVAILABLE))
             else:
                 activation = self._active[entry.command.doctor_id]
+                tally = tallies.setdefault("" if together else entry.command.doctor_id, _Tally(facts))
                 self._decide(entry, activation, tally.facts)
                 tally.note(entry, activation.calendar)
                 self._waiting.append(entry)
         self._waiting = deque(sorted([*self._waiting, *others], key=lambda entry: entry.order))
-        for doctor_id in doctor_ids:
-            self._finish_known_moves(self._active[doctor_id])
+        self._stalled = False
         self._wake.set()
 
 
@@ -573,7 +585,8 @@ class _Tally:
     def __init__(self, facts: Facts) -> None:
         self._busy = {patient_id: list(busy) for patient_id, busy in facts.busy.items()}
         self._holds = {user_id: list(holds) for user_id, holds in facts.holds.items()}
-        self.facts = Facts(busy=self._busy, holds=self._holds, moves=facts.moves)
+        self._moves = dict(facts.moves)
+        self.facts = Facts(busy=self._busy, holds=self._holds, moves=self._moves)
 
     def note(self, entry: _Entry, calendar: Calendar) -> None:
         """Add what an entry has just made so."""
@@ -590,7 +603,10 @@ class _Tally:
                             end=appointment.end,
                         ),
                     )
+                case MoveRefused():
+                    self._moves[event.move_id] = "aborted"
                 case AppointmentMovedOut():
+                    self._moves[event.move_id] = "moved"
                     self._replace(
                         event.appointment.patient_id,
                         Busy(
@@ -666,7 +682,9 @@ def _note_checks(append: Append, command: Command, event: Event, calendar: Calen
             if command.override is None:
                 append.limited_patients.add(event.patient_id)
         case AppointmentRescheduled():
-            append.patients.add(calendar.appointments[event.appointment_id].patient_id)
+            # One that has left meanwhile brings its patient by the event with which it left.
+            if event.appointment_id in calendar.appointments:
+                append.patients.add(calendar.appointments[event.appointment_id].patient_id)
         case AppointmentMovedOut():
             append.patients.add(event.appointment.patient_id)
         case SlotHeld():
