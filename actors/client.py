@@ -131,7 +131,14 @@ class CalendarClient:
         assert command.deadline is not None, "a command needs a deadline"
         delay_s = self._limits.resend_delay_s
         while True:
-            reply = await self._send_once(command)
+            left_s = (command.deadline - datetime.now(UTC)).total_seconds()
+            if left_s <= 0:
+                return NotDecided(why=RefusedFor.UNAVAILABLE)
+            try:
+                async with asyncio.timeout(left_s):
+                    reply = await self._send_once(command)
+            except TimeoutError:
+                return NotDecided(why=RefusedFor.UNAVAILABLE)
             if not isinstance(reply, NotDecided):
                 return reply
             match reply.why:
@@ -241,30 +248,38 @@ class _Lane:
         future: asyncio.Future[Reply] = loop.create_future()
         self._queue.append((generation, command, future))
         if self._sender is None:
-            self._sender = loop.create_task(self._send_all(), name=f"lane {self._name}")
-            self._sender.add_done_callback(self._sender_ended)
+            self._start()
         return await future
 
     def close(self) -> None:
         """Refuse what waits."""
         if self._sender is not None:
             self._sender.cancel()
+            self._sender = None
         while self._queue:
             future = self._queue.popleft()[2]
             if not future.done():
                 future.set_result(NotDecided(why=RefusedFor.UNAVAILABLE))
 
+    def _start(self) -> None:
+        self._sender = asyncio.create_task(self._send_all(), name=f"lane {self._name}")
+        self._sender.add_done_callback(self._sender_ended)
+
     def _sender_ended(self, sender: asyncio.Task[None]) -> None:
         if not sender.cancelled() and sender.exception() is not None:
+            # A bug cost one batch its answers. Whatever came behind it still waits.
             log.error("lane_died", lane=self._name, exc_info=sender.exception())
-            self.close()
+            if self._queue and self._sender is None:
+                self._start()
 
     async def _send_all(self) -> None:
         try:
             while self._queue:
                 await self._send_some()
         finally:
-            self._sender = None  # Here, not in a callback: whoever puts next has to see it.
+            # Here, not in a callback: whoever puts next has to see it. A lane that was closed may have a new one.
+            if self._sender is asyncio.current_task():
+                self._sender = None
 
     async def _send_some(self) -> None:
         generation = self._queue[0][0]
