@@ -25,7 +25,7 @@ The path of a command
 ---------------------
 
 ``client`` puts it into the lane of its calendar actor; what waits there travels in one Ray call. The actor *decides*
-each command of the batch in order (``calendar.decide``, pure), *evolves* the state at once so that the next command
+each command of the batch in order (``decisions.decide``, pure), *evolves* the state at once so that the next command
 sees it, and queues the outcome. One flush loop *appends* all that waits, for all its calendars, in one transaction, and
 only then *replies*. While one transaction is under way the next batch gathers: there are no timers.
 
@@ -111,9 +111,10 @@ the clock steps back                             A calendar's time stands still 
                                                  last event.
 ===============================================  =====================================================================
 
-Where to look: ``calendar`` decides, ``policy`` has the rules, ``availability`` makes slots of templates, ``messages``
-names everything that is said, ``errors`` the refusals; ``calendar_actor`` is the shell, ``journal`` what it asks of the
-database, ``client`` the way in. The first five are pure: standard library only, no clock, no randomness, no waiting.
+Where to look: ``calendar`` is the state and how events change it, ``decisions`` decides, ``policy`` has the rules,
+``availability`` makes slots of templates, ``messages`` names all that is said, ``errors`` the refusals. These six
+are pure: standard library only, no clock, no randomness, no waiting. ``calendar_actor`` is the shell, ``journal`` what
+it asks of the database, ``client`` the way in.
 
 Decisions
 ---------

@@ -20,7 +20,8 @@ from typing import Any
 
 import structlog
 
-from actors.calendar import Busy, Calendar, Decision, Facts, answer, decide, evolve
+from actors.calendar import Calendar, evolve
+from actors.decisions import Busy, Decision, Facts, answer, decide
 from actors.errors import IdempotencyKeyReused, NotFound, Rejection
 from actors.journal import (
     Append,

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from actors.calendar import Calendar, Facts, Slot, appointment_plain
+from actors.calendar import Calendar, Slot, appointment_plain
+from actors.decisions import Facts
 from actors.messages import (
     AppointmentMovedIn,
     AppointmentMovedOut,

@@ -22,7 +22,8 @@ import structlog
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from actors.calendar import Busy, Calendar, Facts, Hold, Reservation, Slot
+from actors.calendar import Calendar, Hold, Reservation, Slot
+from actors.decisions import Busy, Facts
 from actors.journal import (
     Append,
     Claim,

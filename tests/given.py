@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import orjson
 import pytest
 
-from actors.calendar import NO_FACTS, Calendar, Decision, Facts, answer, decide, evolve
+from actors.calendar import Calendar, evolve
+from actors.decisions import NO_FACTS, Decision, Facts, answer, decide
 from actors.errors import Rejection
 from actors.messages import Command, Event, NewSlot, Requester, Role, SlotsPublished
 from actors.policy import Policy

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from actors.calendar import NO_FACTS, Calendar, Decision, Facts, answer, decide, evolve
+from actors.calendar import Calendar, evolve
+from actors.decisions import NO_FACTS, Decision, Facts, answer, decide
 from actors.errors import Rejection
 from actors.journal import (
     Append,

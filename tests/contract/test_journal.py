@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from actors.calendar import Busy, evolve
+from actors.calendar import evolve
+from actors.decisions import Busy
 from actors.journal import (
     Append,
     CommandRow,

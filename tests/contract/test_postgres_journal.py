@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from actors.calendar import Facts
+from actors.decisions import Facts
 from actors.journal import Append, Conflict, JournalUnavailable, OutcomeUnknown, StaleEpoch
 from actors.messages import BlockSlot, Done, ExpireHolds, FulfilAppointment, RemoveClosure, Role
 from persistence.journal import PostgresJournal

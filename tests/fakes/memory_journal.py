@@ -16,7 +16,8 @@ from typing import Any
 
 import orjson
 
-from actors.calendar import Busy, Calendar, Facts, Hold, Reservation, Slot
+from actors.calendar import Calendar, Hold, Reservation, Slot
+from actors.decisions import Busy, Facts
 from actors.journal import (
     Append,
     Claim,

@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors.calendar import Busy, Calendar, Decision, Facts, answer, decide, evolve
+from actors.calendar import Calendar, evolve
+from actors.decisions import Busy, Decision, Facts, answer, decide
 from actors.errors import Rejection
 from actors.journal import Append, collect_changes
 from actors.messages import (

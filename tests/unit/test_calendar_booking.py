@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from actors.calendar import Calendar, decide
+from actors.calendar import Calendar
+from actors.decisions import decide
 from actors.messages import (
     AppointmentBooked,
     AppointmentCancelled,

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from actors.calendar import Busy, Facts
+from actors.decisions import Busy, Facts
 from actors.messages import BookAppointment, CancelAppointment, HoldSlot, RescheduleAppointment
 from actors.policy import Policy
 from tests.given import MINUTE, NOW, OPENS, SLOT, Story, ask, staff

@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from actors.calendar import Facts, Reservation
+from actors.calendar import Reservation
+from actors.decisions import Facts
 from actors.messages import (
     AbortMove,
     AppointmentBooked,
