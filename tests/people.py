@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 
 from actors.messages import Role
 from api.accounts.service import create_user
 from api.accounts.tokens import AccessTokens
+from cluster.settings import Settings
+from persistence.database import open_database
 from persistence.identifiers import new_id
 from persistence.repositories.directory import Directory, Doctor
+from persistence.sealed import Vault
 from persistence.unit_of_work import UnitOfWork
 
 NO_PASSWORD = "!"
@@ -102,6 +107,25 @@ class People:
             name=name,
             headers={"Authorization": f"Bearer {token}"},
         )
+
+
+@asynccontextmanager
+async def open_people(settings: Settings) -> AsyncIterator[People]:
+    """People for a server in another process, over the same settings."""
+    assert settings.database_url is not None
+    database = open_database(settings.database_url, pool_max=2)
+    try:
+        unit_of_work = partial(UnitOfWork, database, Vault(settings.master_key_bytes()))
+        tokens = AccessTokens(
+            issuer=settings.token_issuer,
+            audience=settings.token_audience,
+            ttl_s=settings.access_token_ttl_s,
+            unit_of_work=unit_of_work,
+        )
+        await tokens.open()
+        yield People(unit_of_work, tokens)
+    finally:
+        await database.dispose()
 
 
 def _login(kind: str) -> str:
