@@ -190,7 +190,7 @@ def client_address(scope: Mapping[str, object]) -> str:
     assert isinstance(parsed, IPv6Address)
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
-    return str(ip_network((int(parsed) >> 64 << 64, 64)))
+    return str(IPv6Network((int(parsed) >> 64 << 64, 64)))
 
 
 def _who(scope: Scope, gate: Gate) -> str:
