@@ -106,22 +106,21 @@ class MoveDriver:
     async def _let_go(self, move_out: MoveOut) -> Reply:
         """Step (b), and what follows from its outcome."""
         reply = await self._calendars.send(move_out)
-        if isinstance(reply, Rejected):
-            row = await self._read(_MOVE, move_out.move_id)
-            if row is not None and row.state == "reserved":
-                await self._calendars.send(
-                    AbortMove(
-                        **self._own(move_out.doctor_id),
-                        move_id=move_out.move_id,
-                        target_doctor_id=move_out.target_doctor_id,
-                    )
-                )
-            await self._finish(move_out.move_id, move_out.target_doctor_id)
+        if not isinstance(reply, Done | Rejected):
             return reply
-        if isinstance(reply, Done):
-            finished = await self._finish(move_out.move_id, move_out.target_doctor_id)
-            if not isinstance(finished, Done):
-                return NotDecided(why=RefusedFor.UNAVAILABLE)
+        row = await self._read(_MOVE, move_out.move_id)
+        if row is not None and row.state == "reserved":
+            # The answer was given before, for something else under the same key: this move is not to be.
+            await self._calendars.send(
+                AbortMove(
+                    **self._own(move_out.doctor_id),
+                    move_id=move_out.move_id,
+                    target_doctor_id=move_out.target_doctor_id,
+                )
+            )
+        finished = await self._finish(move_out.move_id, move_out.target_doctor_id)
+        if isinstance(reply, Done) and not isinstance(finished, Done):
+            return NotDecided(why=RefusedFor.UNAVAILABLE)
         return reply
 
     async def _finish(self, move_id: str, target_doctor_id: str) -> Reply | None:

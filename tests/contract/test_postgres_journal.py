@@ -18,6 +18,7 @@ from actors.messages import BlockSlot, Done, ExpireHolds, FulfilAppointment, Rem
 from persistence.journal import PostgresJournal
 from persistence.verify import verify
 from tests.clinic import (
+    CUDDY,
     HOUSE,
     SEALED,
     WILSON,
@@ -386,6 +387,20 @@ async def test_notifications_are_written_with_what_causes_them(postgres_world: P
         ("cancelled_by_patient", 5, WILSON, 4),
     ]
     assert (await verify(postgres_world.database_url)).differences == []
+
+
+async def test_a_move_that_is_tried_again_remembers_where_it_comes_from_now(postgres_world: PostgresWorld) -> None:
+    owner = await opened(postgres_world, HOUSE, WILSON, CUDDY)
+    visit = visit_id(HOUSE, 0)
+    for source, number in ((HOUSE, 2), (CUDDY, 3)):
+        owner.do(reserve(source, WILSON, number, visit))
+        await owner.commit()
+        (row,) = postgres_world.rows("SELECT source_doctor_id::text, target_slot_id::text, state FROM move")
+        assert row == {"source_doctor_id": source, "target_slot_id": slot_id(WILSON, number), "state": "reserved"}
+        owner.do(move_out(source, WILSON, number, visit))
+        await owner.commit()
+        owner.do(finish(WILSON))
+        await owner.commit()
 
 
 async def test_a_refused_batch_leaves_nothing_beside_either(postgres_world: PostgresWorld) -> None:

@@ -148,8 +148,9 @@ BEGIN
             id uuid, appointment_id uuid, source_doctor_id uuid, target_doctor_id uuid, target_slot_id uuid,
             request jsonb, at timestamptz)
         ON CONFLICT (id) DO UPDATE SET
-            state = 'reserved', target_doctor_id = excluded.target_doctor_id, request = excluded.request,
-            target_slot_id = excluded.target_slot_id, updated_at = excluded.updated_at
+            state = 'reserved', source_doctor_id = excluded.source_doctor_id,
+            target_doctor_id = excluded.target_doctor_id, target_slot_id = excluded.target_slot_id,
+            request = excluded.request, updated_at = excluded.updated_at
         WHERE m.state = 'released';
         GET DIAGNOSTICS written = ROW_COUNT;
         IF written < json_array_length(moves_reserved) THEN
