@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 from actors.calendar_actor import ActorLimits, CalendarActor
 from actors.messages import Command, NotDecided, RefusedFor, Reply
@@ -46,10 +45,11 @@ class House:
     database: MemoryDatabase = field(default_factory=MemoryDatabase)
     clock: Clock = field(default_factory=Clock)
     actor_class: type[CalendarActor] = CalendarActor
+    journal_class: type[MemoryJournal] = MemoryJournal
     bugs: int = 0
 
     def __post_init__(self) -> None:
-        self.journal: MemoryJournal = self.database.open()
+        self.journal = self.journal_class(self.database)
         self.actor = self.actor_class(
             journal=self.journal, policy=self.policy, limits=self.limits, clock=self.clock, on_bug=self._count_bug
         )
@@ -88,9 +88,9 @@ class House:
         await self.send(*(publish(doctor, slots) for doctor in doctors))
         return self
 
-    def rival(self, **more: Any) -> House:
+    def rival(self) -> House:
         """Another actor over the same database, which has not heard of this one."""
-        return House(database=self.database, clock=self.clock, policy=self.policy, **more)
+        return replace(self, bugs=0)
 
     def kinds(self, doctor: str) -> list[str]:
         """What happened in a calendar; that it was numbered without a gap is proven on the way."""
