@@ -22,6 +22,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from api.errors import Problem
+
 WHO_MAX: Final = 100_000
 SYNC_INTERVAL_S: Final = 0.5
 SYNC_BATCH_MAX: Final = 500
@@ -71,6 +73,16 @@ class Limits:
         if not wait_s:
             self.add(limit, who)
         return wait_s
+
+    def admit(self, limit: Limit, who: str) -> None:
+        """Count one more.
+
+        Raises:
+            Problem: ``rate_limited``, there were as many as are allowed.
+        """
+        wait_s = self.take(limit, who)
+        if wait_s:
+            raise Problem("rate_limited", retry_after_s=wait_s)
 
     def wait_s(self, limit: Limit, who: str) -> float:
         """How long until one more is allowed; 0: it is now."""

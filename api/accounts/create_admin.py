@@ -10,8 +10,7 @@ import asyncio
 import sys
 
 from api.accounts.first_admin import create_admin
-from api.accounts.passwords import Passwords
-from api.accounts.service import hash_new_password
+from api.accounts.passwords import Passwords, hash_new_password
 from api.errors import Problem
 from api.fields import checked_login
 from cluster.settings import Settings, SettingsError, read_settings, variable

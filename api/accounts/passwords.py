@@ -102,6 +102,26 @@ class Turn:
             return False
 
 
+async def hash_new_password(passwords: Passwords, password: str, *, login: str, pointer: str = "/password") -> str:
+    """The hash of a password that is good enough.
+
+    Raises:
+        Problem: 422 at ``pointer``, with all that is wrong with it.
+    """
+    check_new_password(password, login=login, pointer=pointer)
+    return await passwords.hash(password)
+
+
+def check_new_password(password: str, *, login: str, pointer: str = "/password") -> None:
+    """Let a password pass that is good enough.
+
+    Raises:
+        Problem: 422 at ``pointer``, with all that is wrong with it.
+    """
+    if found := flaws(password, login=login):
+        raise Problem("validation_error", errors=[(pointer, flaw) for flaw in found])
+
+
 def flaws(password: str, *, login: str) -> list[str]:
     """What keeps a password from being good enough; empty: nothing."""
     rules = [

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 from fastapi import Query, Request, Response
 
-from api.accounts import schemas, service
+from api.accounts import schemas, service, sessions, verification
 from api.dependencies import CurrentUser, Page, Staff, TheGate, TheServices, address_of, current_user, problems, tagged
 from api.errors import Problem, invalid, problem_of
 from api.routing import FORM, Json, check_content_type
@@ -69,7 +69,7 @@ async def issue_token(request: Request, services: TheServices, gate: TheGate) ->
         form = await _form(request)
         match form.get("grant_type"):
             case "password":
-                tokens = await service.sign_in(
+                tokens = await sessions.sign_in(
                     services,
                     gate,
                     username=_given(form, "username"),
@@ -77,7 +77,7 @@ async def issue_token(request: Request, services: TheServices, gate: TheGate) ->
                     address=address_of(request),
                 )
             case "refresh_token":
-                tokens = await service.refresh(services, gate, _given(form, "refresh_token"))
+                tokens = await sessions.refresh(services, gate, _given(form, "refresh_token"))
             case None | "":
                 raise invalid("/grant_type", "Field required")
             case _:
@@ -102,7 +102,7 @@ async def issue_token(request: Request, services: TheServices, gate: TheGate) ->
 @router.post("/auth/logout", status_code=204)
 async def log_out(body: schemas.Logout, services: TheServices) -> None:
     """End a session. The answer is the same whatever the token was."""
-    await service.log_out(services, body.refresh_token)
+    await sessions.log_out(services, body.refresh_token)
 
 
 @router.post(
@@ -114,10 +114,10 @@ async def verify(body: schemas.Verification, request: Request, services: TheServ
     """Verify an address by the code that was sent there. A code that came to the phone needs a token beside it."""
     address = address_of(request)
     if body.channel is schemas.Channel.EMAIL:
-        await service.verify_email(services, gate, body.code, address=address)
+        await verification.verify_email(services, gate, body.code, address=address)
     else:
         principal = await current_user(request)
-        await service.verify_phone(services, gate, principal.user_id, body.code, address=address)
+        await verification.verify_phone(services, gate, principal.user_id, body.code, address=address)
 
 
 @router.post("/auth/verify/resend", status_code=202)
@@ -125,19 +125,19 @@ async def resend_code(
     body: schemas.Resend, principal: CurrentUser, request: Request, services: TheServices, gate: TheGate
 ) -> None:
     """Send another code; the ones before are void."""
-    await service.resend(services, gate, principal.user_id, body.channel, address=address_of(request))
+    await verification.resend(services, gate, principal.user_id, body.channel, address=address_of(request))
 
 
 @router.post("/auth/password/forgot", status_code=202)
 async def forgot_password(body: schemas.Forgotten, request: Request, services: TheServices, gate: TheGate) -> None:
     """Have a code sent that sets a new password. The answer never tells whether there is such an account."""
-    await service.forgot(services, gate, body, address=address_of(request))
+    await verification.forgot(services, gate, body, address=address_of(request))
 
 
 @router.post("/auth/password/reset", status_code=204, responses=problems("validation_error"))
 async def reset_password(body: schemas.Reset, request: Request, services: TheServices, gate: TheGate) -> None:
     """Set a new password by the code that was sent. Every session ends."""
-    await service.reset_password(services, gate, body, address=address_of(request))
+    await verification.reset_password(services, gate, body, address=address_of(request))
 
 
 @router.get("/me", response_model=schemas.UserAnswer, responses={304: {"description": "You have it already."}})

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from actors.messages import Role
+from api.accounts.passwords import hash_new_password
 from api.accounts.schemas import UserAnswer
-from api.accounts.service import create_user, end_sessions, hash_new_password
+from api.accounts.service import create_user
+from api.accounts.sessions import end_sessions
 from api.administration import schemas
 from api.dependencies import PageRequest, Principal
 from api.directory.location_directory import LOCATIONS_MAX, SERVICES_MAX, LocationDirectory

@@ -14,7 +14,7 @@ from psycopg import sql
 from sqlalchemy import func, select, text, update
 
 from actors.messages import Role
-from api.accounts import service
+from api.accounts import service, sessions, verification
 from api.accounts.create_admin import make as make_admin
 from api.app import create_app
 from cluster.embedded import EmbeddedPostgres
@@ -252,7 +252,7 @@ async def test_what_nobody_foresaw_says_nothing_of_the_inside(
     async def broken(*_: object) -> None:
         raise LookupError("secret detail")
 
-    monkeypatch.setattr(service, "log_out", broken)
+    monkeypatch.setattr(sessions, "log_out", broken)
     answer = await api.http.post("/v1/auth/logout", json={"refresh_token": "x"})
     assert "secret" not in str(problem(answer, 500, "internal_error"))
 
@@ -659,7 +659,7 @@ async def test_the_answer_to_forgot_is_always_the_same(api: Application) -> None
     ):
         began = loop.time()
         answer = await api.http.post("/v1/auth/password/forgot", json=body)
-        answers.append((answer.status_code, answer.content, loop.time() - began >= service.FORGOT_SECONDS - 0.01))
+        answers.append((answer.status_code, answer.content, loop.time() - began >= verification.FORGOT_SECONDS - 0.01))
     assert set(answers) == {(202, answers[0][1], True)}
     assert len(await api.sent_codes(known["id"], Purpose.PASSWORD)) == 1
     assert await api.sent_codes(unverified["id"], Purpose.PASSWORD) == []

@@ -6,11 +6,12 @@ import socket
 from typing import NoReturn
 
 import pytest
-import ray
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray  # Not above: this file may be read before Ray has been told how to connect.
+
     def refuse(*_: object, **__: object) -> NoReturn:
         raise AssertionError("a unit test speaks to nobody: this one belongs in tests/integration")
 
