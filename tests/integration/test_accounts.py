@@ -396,6 +396,17 @@ async def test_logging_out_ends_the_session_and_always_succeeds(api: Application
     problem(await refreshed(api, tokens["refresh_token"]), 401, "unauthenticated")
 
 
+async def test_a_token_that_is_being_renewed_does_not_outlive_its_session(api: Application) -> None:
+    await api.register("anna.petrova")
+    for _ in range(8):
+        token = (await api.tokens("anna.petrova"))["refresh_token"]
+        renewed, _ = await asyncio.gather(
+            refreshed(api, token), api.http.post("/v1/auth/logout", json={"refresh_token": token})
+        )
+        if renewed.status_code == 200:
+            problem(await refreshed(api, renewed.json()["refresh_token"]), 401, "unauthenticated")
+
+
 async def test_only_so_many_sessions_are_kept(settings: Settings) -> None:
     async with running(settings.model_copy(update={"rate_limit": 0, "sessions_max": 2})) as api:
         await api.register("anna.petrova")
