@@ -57,8 +57,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         http="httptools",
         ws="websockets-sansio" if importlib.util.find_spec("websockets") is not None else "none",
         lifespan="on",
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        proxy_headers=False,  # The application knows whom to believe (see api.middleware).
         server_header=False,
         access_log=False,
         log_config=None,

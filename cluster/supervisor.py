@@ -7,6 +7,7 @@ being right: an overdue hold reads as free without it, and a move left behind st
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -23,6 +24,7 @@ log = structlog.get_logger()
 
 LEADER_LOCK = 0x7A61_7069_7374
 ROUND_S = 1.0
+STOP_TIMEOUT_S = 2.0
 BATCH_MAX = 200
 """Calendars woken, moves driven on and rows deleted of a kind in one round."""
 MOVE_LEFT_BEHIND = timedelta(seconds=15)
@@ -37,6 +39,7 @@ class Supervisor:
         self._calendars = calendars
         self._moves = moves
         self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
     def start(self) -> None:
         """Begin to make rounds."""
@@ -44,20 +47,23 @@ class Supervisor:
         self._task.add_done_callback(_report_death)
 
     async def stop(self) -> None:
-        """Make no more rounds."""
+        """Make no more rounds; one that does not end by itself in ``STOP_TIMEOUT_S`` is cut off."""
+        self._stopping.set()
         if self._task is not None:
+            await asyncio.wait({self._task}, timeout=STOP_TIMEOUT_S)
             self._task.cancel()
-            await asyncio.wait({self._task})
+            await asyncio.wait({self._task}, timeout=STOP_TIMEOUT_S)
 
     async def _make_rounds(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             try:
                 async with self._database.connect() as connection:
                     if await self._lead(connection):
                         await self._round(connection)
             except (SQLAlchemyError, OSError) as failure:
                 log.warning("supervisor_round_failed", reason=type(failure).__name__)
-            await asyncio.sleep(ROUND_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), ROUND_S)
 
     @staticmethod
     async def _lead(connection: AsyncConnection) -> bool:
