@@ -95,6 +95,11 @@ class Server(ABC):
         if self._child is not None:
             self._child.kill()
 
+    @property
+    def started_at(self) -> float:
+        """When its process was started the last time, on the monotonic clock."""
+        return float("-inf") if self._child is None else self._child.started_at
+
     def exit_code(self) -> int | None:
         """None while it runs."""
         return 0 if self._child is None else self._child.exit_code()

@@ -208,14 +208,15 @@ class _Up:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
             await end_left_over(self.data.path, server.name)
+            gone_at = time.monotonic()
             try:
                 await server.restart(self.settings.start_timeout_s)
             except StartFailed as failure:
                 log.error("server_not_restarted", server=server.name, failure=str(failure))
                 continue
             log.info("server_restarted", server=server.name)
-            if server is self.ray and self.api is not None:
-                await self.api.end(self.api.stop_deadline_s)
+            if server is self.ray and self.api is not None and self.api.started_at < gone_at:
+                await self.api.end(self.api.stop_deadline_s)  # It is a driver of the Ray that is gone.
 
     async def _stop(self) -> None:
         if self.api is not None and self.api.exit_code() is None:
