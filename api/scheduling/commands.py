@@ -113,26 +113,37 @@ async def run(services: Services, command: Command, *, key: str | None = None) -
         AnsweredPending: it is decided and not committed.
         Problem: 503, no decision stands, or its outcome is unknown.
     """
-    if key is not None and command.respond_async and (stored := await _stored(services, command)) is not None:
-        return answer_of(stored)
+    if key is not None and command.respond_async:
+        known = await stored(
+            services,
+            command_id=command.command_id,
+            user_id=command.requester.user_id,
+            fingerprint=command.fingerprint,
+        )
+        if known is not None:
+            return answer_of(known)
     return answer_of(await services.calendars.send(command))
 
 
-async def _stored(services: Services, command: Command) -> Reply | None:
-    """What was answered under the command's id before, which somebody who does not wait would else never be told.
+async def stored(services: Services, *, command_id: str, user_id: str, fingerprint: str) -> Reply | None:
+    """What was answered under a command id before; ``None``: nothing, or the database is away.
 
-    Whoever waits learns it from the calendar. While the database is away there is nothing to be learnt.
+    Calendars look there before they refuse anything. This is for a request that does not get as far as to one, or
+    that does not wait until it has looked.
+
+    Raises:
+        IdempotencyKeyReused: it was another request.
     """
     try:
         async with asyncio.timeout(LOOK_UP_TIMEOUT_S), services.unit_of_work() as work:
-            stored = await Appointments(work.connection).answer(command.command_id)
+            found = await Appointments(work.connection).answer(command_id)
     except (DatabaseUnavailable, TimeoutError):
         return None
-    if stored is None:
+    if found is None:
         return None
-    if (stored.user_id, stored.fingerprint) != (command.requester.user_id, command.fingerprint):
+    if (found.user_id, found.fingerprint) != (user_id, fingerprint):
         raise IdempotencyKeyReused
-    return Rejected(**stored.answer["rejected"]) if "rejected" in stored.answer else Done(answer=stored.answer["done"])
+    return Rejected(**found.answer["rejected"]) if "rejected" in found.answer else Done(answer=found.answer["done"])
 
 
 def answer_of(reply: Reply) -> Mapping[str, Any]:

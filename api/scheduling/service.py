@@ -147,7 +147,7 @@ class Scheduling:
             )
             return commands.answer_of(await self._services.moves.move(reserve))
 
-        return await self._follow(appointment_id, send)
+        return await self._follow(appointment_id, send, header, key)
 
     async def cancel(
         self,
@@ -169,7 +169,7 @@ class Scheduling:
             )
             return await commands.run(self._services, command, key=key)
 
-        return await self._follow(appointment_id, send)
+        return await self._follow(appointment_id, send, header, key)
 
     async def note(
         self, kind: VisitCommand, appointment_id: str, if_version: int | None, key: str | None, prefer: str | None
@@ -181,7 +181,7 @@ class Scheduling:
             command = kind(**header | {"doctor_id": row.doctor_id}, appointment_id=row.id, if_version=if_version)
             return await commands.run(self._services, command, key=key)
 
-        return await self._follow(appointment_id, send)
+        return await self._follow(appointment_id, send, header, key)
 
     # Commands
 
@@ -293,12 +293,20 @@ class Scheduling:
             case _:
                 return principal.books_for(row.patient_id)
 
-    async def _follow(self, appointment_id: str, send: Any) -> dict[str, Any]:
+    async def _follow(
+        self, appointment_id: str, send: Any, header: Mapping[str, Any], key: str | None
+    ) -> dict[str, Any]:
         """Send a command to the calendar that has the appointment, and after it where it has gone meanwhile.
 
         An appointment on its way to another doctor is taken in there first.
         """
-        row = await self._visible(appointment_id)
+        try:
+            row = await self._visible(appointment_id)
+        except Problem:
+            told = None if key is None else await self._told_before(header)
+            if told is None:
+                raise
+            return told
         for attempt in range(ATTEMPTS_MAX):
             if row.open_move_id is not None:
                 await self._services.moves.drive_on(row.open_move_id)
@@ -315,6 +323,22 @@ class Scheduling:
                 reason = await self._reason(work, row)
             return await self._answered(answer["appointment"], reason)
         raise Problem("unavailable")
+
+    async def _told_before(self, header: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The answer to the same command: a doctor who has given a visit away does not see it any more."""
+        reply = await commands.stored(
+            self._services,
+            command_id=header["command_id"],
+            user_id=self._principal.user_id,
+            fingerprint=header["fingerprint"],
+        )
+        if reply is None:
+            return None
+        plain = commands.answer_of(reply)["appointment"]
+        async with self._services.unit_of_work() as work:
+            row = await Appointments(work.connection).get(plain["id"])
+            reason = None if row is None else await self._reason(work, row)
+        return await self._answered(plain, reason)
 
     # What is told
 

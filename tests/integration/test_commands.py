@@ -131,6 +131,28 @@ async def test_a_move_that_was_refused_by_its_source_is_decided_anew_under_its_k
     assert await practice.differences() == []
 
 
+async def test_a_doctor_who_gives_a_visit_away_is_told_so_again(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    house, (one, two, *_) = await practice.doctor_with_slots()
+    wilson, (elsewhere, other, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = await practice.book(anna, one, reason="Headaches")
+    path = f"/v1/appointments/{visit['id']}"
+
+    async def give_away(slot: str, **headers: str) -> httpx.Response:
+        body = {"slot_id": slot}
+        return await practice.send(house, "POST", f"{path}/reschedule", body, idempotency_key="away", **headers)
+
+    given = await give_away(elsewhere)
+    assert content(given, 200)["doctor_id"] == wilson.doctor_id
+    await practice.get(house, path, expect=404)
+    _same(await give_away(elsewhere), given)
+    _same(await give_away(elsewhere, prefer="respond-async"), given)
+    assert refusal(await give_away(other)) == "422 idempotency_key_reused"
+    assert refusal(await practice.send(house, "POST", f"{path}/cancel", idempotency_key="other")) == "404 not_found"
+    again = await practice.send(wilson, "POST", f"{path}/reschedule", {"slot_id": two}, idempotency_key="away")
+    assert content(again, 200)["doctor_id"] == house.doctor_id
+
+
 async def test_the_same_key_twenty_times_at_once(practice: Practice) -> None:
     anna = await practice.people.patient()
     _, (slot, *_) = await practice.doctor_with_slots()

@@ -403,6 +403,26 @@ async def test_a_displaced_visit_may_be_moved(practice: Practice) -> None:
     assert await practice.slot_status(doctor, one) == "blocked"
 
 
+async def test_a_visit_of_somebody_who_was_erased(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    house, (one, two, *_) = await practice.doctor_with_slots()
+    visit = await practice.book(anna, one, reason="Headaches")
+    erasing = await practice.send(anna, "DELETE", "/v1/me")
+    assert refusal(erasing) == "409 live_appointments"
+    await practice.change(anna, visit, "cancel")
+    assert (await practice.send(anna, "DELETE", "/v1/me")).status_code == 204
+
+    for who in (house, practice.admin):
+        seen = await practice.get(who, f"/v1/appointments/{visit['id']}")
+        assert (seen["patient"], seen["reason"], seen["patient_id"]) == (None, None, anna.patient_id)
+        assert (await practice.get(who, "/v1/appointments", patient_id=anna.patient_id))["items"] == [seen]
+        body = {"slot_id": two, "patient_id": anna.patient_id}
+        assert refusal(await practice.send(who, "POST", "/v1/appointments", body)) == "404 not_found"
+        answer = await practice.send(who, "POST", f"/v1/appointments/{visit['id']}/cancel")
+        assert refusal(answer) == "409 not_live"
+    assert refusal(await practice.send(anna, "GET", f"/v1/appointments/{visit['id']}")) == "401 unauthenticated"
+
+
 # The day of the visit
 
 
