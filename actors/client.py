@@ -101,7 +101,11 @@ class CalendarActors(Protocol):
         ...
 
     async def running(self) -> dict[str, CalendarActorRef]:
-        """The actors that exist now, by name."""
+        """The actors that exist now, by name.
+
+        Raises:
+            ActorLost: nobody can say now.
+        """
         ...
 
 
@@ -160,11 +164,13 @@ class CalendarClient:
         Raises:
             ActorLost: some actor could not be asked.
         """
-        running = (await self._actors.running()).values()
-        for pending in await asyncio.gather(*(actor.command_status(command_id, user_id) for actor in running)):
-            if pending:
-                return Pending(command_id=command_id)
-        return None
+        try:
+            async with asyncio.timeout(self._limits.call_timeout_s):
+                actors = (await self._actors.running()).values()
+                pending = await asyncio.gather(*(actor.command_status(command_id, user_id) for actor in actors))
+        except TimeoutError as failure:
+            raise ActorLost("some calendar actor does not answer") from failure
+        return Pending(command_id=command_id) if any(pending) else None
 
     async def start_actors(self) -> None:
         """Have the shared calendar actors begin to start, so that the first command need not wait for it.
@@ -414,7 +420,10 @@ class RayCalendarActors:
 
     async def running(self) -> dict[str, CalendarActorRef]:
         """See ``CalendarActors``."""
-        handles = await asyncio.to_thread(self._running)
+        try:
+            handles = await asyncio.to_thread(self._running)
+        except (RayError, ConnectionError) as failure:
+            raise ActorLost(str(failure)) from failure
         return {name: _RayRef(handle) for name, handle in handles.items()}
 
     async def drain(self, timeout_s: float) -> None:
@@ -430,6 +439,8 @@ class RayCalendarActors:
         self._refs.clear()
 
     def _get_or_start(self, name: str) -> ActorHandle[Any]:
+        if not ray.is_initialized():  # Asked now, Ray would start a cluster of its own.
+            raise ConnectionError("not connected to Ray")
         actor_class: Any = ray.remote(RayCalendarActor)
         handle: ActorHandle[Any] = actor_class.options(
             name=name,
@@ -444,6 +455,8 @@ class RayCalendarActors:
         return handle
 
     def _running(self) -> dict[str, ActorHandle[Any]]:
+        if not ray.is_initialized():
+            raise ConnectionError("not connected to Ray")
         found = {}
         for entry in ray.util.list_named_actors(all_namespaces=True):
             if entry["namespace"] == self._namespace and entry["name"].startswith(("calendars:", "calendar:")):

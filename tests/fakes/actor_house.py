@@ -14,7 +14,7 @@ from tests.clinic import publish
 from tests.fakes.memory_journal import MemoryDatabase, MemoryJournal
 from tests.given import NOW
 
-PATIENCE_S = 5.0
+PATIENCE_S = 30.0
 """How long a test waits for what must happen. Nothing that must not happen is waited for."""
 
 
