@@ -519,6 +519,7 @@ class CalendarActor:
                         epoch = (await self._journal.claim(doctor_id, self._generation)).epoch
                     fresh[doctor_id] = (await self._journal.load(doctor_id, self._clock()), epoch)
                 stored = await self._journal.look_up(entry.command.command_id for entry in entries)
+                asked_by = self._orders
                 facts = await self._journal.facts(*_facts_wanted([*entries, *self._waiting], self._active))
             except JournalUnavailable as failure:
                 self._stalled = True
@@ -531,7 +532,7 @@ class CalendarActor:
                 return
             else:
                 break
-        self._decide_again(entries, doctor_ids, fresh, stored, facts)
+        self._decide_again(entries, doctor_ids, fresh, stored, facts, asked_by)
 
     def _decide_again(
         self,
@@ -540,8 +541,13 @@ class CalendarActor:
         fresh: dict[str, tuple[Calendar, int]],
         stored: dict[str, StoredAnswer],
         facts: Facts,
+        asked_by: int,
     ) -> None:
-        """Put fresh state in place and decide, in order, all that had been decided on the old. Nothing waits here."""
+        """Put fresh state in place and decide, in order, all that had been decided on the old. Nothing waits here.
+
+        ``asked_by`` is the order of the last command that had come when the facts were asked for. To a later one they
+        may be old: it is decided without them, and the database says so if it was wrong.
+        """
         for doctor_id, (calendar, epoch) in fresh.items():
             activation = self._active[doctor_id]
             activation.calendar = calendar
@@ -557,7 +563,7 @@ class CalendarActor:
             entry.attempts += 1
         # What is not committed together may not be decided on each other: one could be undone without the other.
         together = all(entry.attempts <= _TOGETHER_MAX for entry in again)
-        tallies: dict[str, _Tally] = {}
+        tallies: dict[str, tuple[_Tally, _Tally]] = {}
         now = self._clock()
         for entry in again:
             found = stored.get(entry.command.command_id)
@@ -571,9 +577,11 @@ class CalendarActor:
                 self._settle(entry, NotDecided(why=RefusedFor.UNAVAILABLE))
             else:
                 activation = self._active[entry.command.doctor_id]
-                tally = tallies.setdefault("" if together else entry.command.doctor_id, _Tally(facts))
-                self._decide(entry, activation, tally.facts)
-                tally.note(entry, activation.calendar)
+                group = "" if together else entry.command.doctor_id
+                known, unknown = tallies.setdefault(group, (_Tally(facts), _Tally(Facts())))
+                self._decide(entry, activation, (known if entry.order <= asked_by else unknown).facts)
+                known.note(entry, activation.calendar)
+                unknown.note(entry, activation.calendar)
                 self._waiting.append(entry)
         self._waiting = deque(sorted([*self._waiting, *others], key=lambda entry: entry.order))
         self._stalled = False

@@ -148,9 +148,9 @@ class SaysNoAtOnce(CalendarActor):
 class LeavesWhatWaits(CalendarActor):
     """Decides the batch again, but not what was decided behind it."""
 
-    def _decide_again(self, entries: Any, doctor_ids: Any, fresh: Any, stored: Any, facts: Any) -> None:
+    def _decide_again(self, entries: Any, doctor_ids: Any, fresh: Any, *found: Any) -> None:
         waiting, self._waiting = self._waiting, deque()
-        super()._decide_again(entries, doctor_ids, fresh, stored, facts)
+        super()._decide_again(entries, doctor_ids, fresh, *found)
         self._waiting.extend(waiting)
 
 
@@ -177,11 +177,11 @@ class NumbersRefusals(CalendarActor):
 class KeepsItsMemory(CalendarActor):
     """Goes on with the state and the numbers of what was rolled back."""
 
-    def _decide_again(self, entries: Any, doctor_ids: Any, fresh: Any, stored: Any, facts: Any) -> None:
+    def _decide_again(self, entries: Any, doctor_ids: Any, fresh: Any, *found: Any) -> None:
         kept: dict[str, tuple[Calendar, int]] = {
             doctor_id: (self._active[doctor_id].calendar, epoch) for doctor_id, (_, epoch) in fresh.items()
         }
-        super()._decide_again(entries, doctor_ids, kept, stored, facts)
+        super()._decide_again(entries, doctor_ids, kept, *found)
 
 
 class ExpectsNothing(MemoryJournal):

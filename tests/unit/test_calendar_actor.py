@@ -310,6 +310,26 @@ async def test_what_was_decided_meanwhile_is_decided_again_too() -> None:
     assert house.kinds(HOUSE) == ["SlotsPublished", "AppointmentBooked"]
 
 
+async def test_facts_older_than_a_command_decide_nothing_about_it() -> None:
+    """Anna cancels at Wilson's, is told so, and asks for that time at House's, who is looking at how it was before."""
+    house = await House().opened(HOUSE)
+    rival = await house.rival().opened(WILSON)
+    await rival.send(book(WILSON, 0))
+    gate = Gate()
+    house.journal.next("append", Fault(before=Conflict("once")))
+    house.journal.next("facts", Fault(gate_after=gate))
+    first = house.sending(book(HOUSE, 0, visit="too early"))
+    await gate.entered.wait()
+    assert codes(await rival.send(cancel(WILSON, visit_id(WILSON, 0)))) == ["done"]
+    second = house.sending(book(HOUSE, 1, patient="boris"), book(HOUSE, 0))
+    await settle()
+
+    gate.open()
+
+    assert codes(await first) == ["patient_overlap"], "it was so when this one was asked"
+    assert codes(await second) == ["done", "done"]
+
+
 async def test_a_conflict_without_end_is_given_up() -> None:
     house = await House(limits=replace(QUICK, redecide_max=3)).opened(HOUSE)
     house.journal.always("append", Fault(before=Conflict("for ever")))
