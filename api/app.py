@@ -30,7 +30,8 @@ from api.operations.readiness import Readiness
 from api.routing import Json
 from api.scheduling import router as scheduling
 from api.scheduling import slots
-from api.scheduling.slot_owners import slot_owners
+from api.scheduling.slot_owners import SlotOwners
+from api.short_way import ShortWay
 from cluster.bootstrap import close_services, open_services
 from cluster.settings import Settings, read_settings
 from cluster.telemetry import configure_logging
@@ -64,10 +65,12 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = app.state.services = await open_services(settings)
         try:
-            gate = app.state.gate = await open_gate(settings, unit_of_work=services.unit_of_work, redis=services.redis)
+            gate = app.state.gate = await open_gate(
+                settings, unit_of_work=services.unit_of_work, lookups=services.lookups, redis=services.redis
+            )
             readiness = app.state.readiness = Readiness(services)
             app.state.location_directory = LocationDirectory(services.unit_of_work)
-            app.state.slot_owners = slot_owners(services.unit_of_work)
+            app.state.slot_owners = SlotOwners(services.lookups.slot_owners)
             try:
                 await ensure_first_admin(services, gate.passwords)
                 if warm_up:
@@ -93,6 +96,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
     _add_documentation(app)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # how FastAPI says to do it
     # The last one added is the outermost.
+    app.add_middleware(ShortWay, routes=app.router.routes)
     if settings.rate_limit:
         app.add_middleware(RateLimit)
     app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max, seconds_max=settings.request_deadline_s)

@@ -34,6 +34,8 @@ from persistence.sealed import DataKey, Vault, patient_owner, user_owner
 
 CURSOR_LENGTH_MAX: Final = 512
 CURSOR_TAG_BYTES: Final = 16
+KEY_LENGTH_MAX: Final = 128
+KEY_PATTERN: Final = r"^[\x21-\x7e]+$"
 LIMIT_MAX: Final = 200
 _ENTITY_TAG: Final = re.compile(r'(?:W/)?"([\x21\x23-\x7e]*)"')
 
@@ -178,8 +180,8 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         min_length=1,
-        max_length=128,
-        pattern=r"^[\x21-\x7e]+$",
+        max_length=KEY_LENGTH_MAX,
+        pattern=KEY_PATTERN,
         description="Up to 128 visible characters: the same command under the same key has one effect.",
     ),
 ]

@@ -13,6 +13,7 @@ from api.accounts.tokens import AccessTokens
 from api.limits import Limit, Limits
 from api.principals import PrincipalCache
 from cluster.settings import Settings
+from persistence.lookups import Lookups
 from persistence.unit_of_work import UnitOfWork
 
 ATTEMPT_SHARE: Final = 10
@@ -39,7 +40,9 @@ class Gate:
     """Of one account: wrong passwords."""
 
 
-async def open_gate(settings: Settings, *, unit_of_work: Callable[[], UnitOfWork], redis: Redis | None) -> Gate:
+async def open_gate(
+    settings: Settings, *, unit_of_work: Callable[[], UnitOfWork], lookups: Lookups, redis: Redis | None
+) -> Gate:
     """A gate over these settings; makes the signing keys where there are none.
 
     Raises:
@@ -57,7 +60,7 @@ async def open_gate(settings: Settings, *, unit_of_work: Callable[[], UnitOfWork
     attempts = max(1, settings.rate_limit // ATTEMPT_SHARE) if settings.rate_limit else 0
     return Gate(
         tokens=tokens,
-        principals=PrincipalCache(unit_of_work),
+        principals=PrincipalCache(lookups.access),
         passwords=Passwords(threads=settings.password_hashers, waiting_max=settings.password_queue_max),
         limits=limits,
         requests=Limit(name="requests", count=settings.rate_limit, window_s=MINUTE_S),

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import structlog
 
-from persistence.repositories.users import Access
-from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
+from persistence.lookups import Access
+from persistence.unit_of_work import DatabaseUnavailable
 
 TTL_S: Final = 2.0
 STALE_MAX_S: Final = 900.0
@@ -31,8 +31,10 @@ log = structlog.get_logger()
 class PrincipalCache:
     """``get`` gives what is known of a user; at most ``TTL_S`` old unless the database is away."""
 
-    def __init__(self, unit_of_work: Callable[[], UnitOfWork], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._unit_of_work = unit_of_work
+    def __init__(
+        self, read: Callable[[list[str]], Awaitable[Iterable[Access]]], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._read = read
         self._clock = clock
         self._known: OrderedDict[str, tuple[float, Access | None]] = OrderedDict()
         self._waiting: dict[str, asyncio.Future[Access | None]] = {}
@@ -81,8 +83,8 @@ class PrincipalCache:
                 batch = dict(list(self._waiting.items())[:BATCH_MAX])
                 began_at = self._clock()
                 try:
-                    async with asyncio.timeout(READ_TIMEOUT_S), self._unit_of_work() as work:
-                        found = {access.user_id: access for access in await work.users.access(list(batch))}
+                    async with asyncio.timeout(READ_TIMEOUT_S):
+                        found = {access.user_id: access for access in await self._read(list(batch))}
                 except (DatabaseUnavailable, TimeoutError):
                     self._away_until = self._clock() + AWAY_S
                     self._settle(batch, lambda _: DatabaseUnavailable("principals cannot be read"))

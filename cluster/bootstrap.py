@@ -22,6 +22,7 @@ from cluster.settings import Settings, SettingsError, variable
 from cluster.supervisor import Supervisor
 from persistence.database import open_database
 from persistence.journal import PostgresJournal
+from persistence.lookups import Lookups
 from persistence.repositories.placement import Placements
 from persistence.sealed import Vault
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
@@ -35,6 +36,7 @@ class Services:
     policy: Policy
     vault: Vault
     database: AsyncEngine
+    lookups: Lookups
     redis: Redis
     calendar_actors: RayCalendarActors
     calendars: CalendarClient
@@ -82,6 +84,7 @@ async def open_services(settings: Settings) -> Services:
         policy=policy,
         vault=vault,
         database=database,
+        lookups=Lookups(database_url),
         redis=redis,
         calendar_actors=actors,
         calendars=calendars,
@@ -95,6 +98,7 @@ async def close_services(services: Services) -> None:
     await services.supervisor.stop()
     await services.calendars.close()
     await services.redis.aclose()
+    await services.lookups.close()
     await services.database.dispose()
     await asyncio.to_thread(ray.shutdown)
 

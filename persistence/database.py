@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any, Final
 
 from alembic import command as alembic_command
 from alembic.config import Config
@@ -11,6 +12,14 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+CONNECT: Final[dict[str, Any]] = {
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""How psycopg connects where a connection is kept for long: one whose other end has gone silently is found out."""
 
 
 def open_database(database_url: str, *, pool_max: int, statement_timeout_s: float = 10.0) -> AsyncEngine:

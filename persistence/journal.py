@@ -36,7 +36,7 @@ from actors.journal import (
     StoredAnswer,
 )
 from actors.messages import AppointmentState, AppointmentStatus, Window, wire_name
-from persistence.database import libpq_url
+from persistence.database import CONNECT, libpq_url
 from persistence.identifiers import new_id
 from persistence.outbox import intents
 
@@ -222,7 +222,7 @@ class PostgresJournal:
         if self._appending is None or self._appending.closed:
             try:
                 self._appending = await psycopg.AsyncConnection.connect(
-                    self._url, autocommit=True, options=_OPTIONS, application_name="zapis-journal", **_CONNECT
+                    self._url, autocommit=True, options=_OPTIONS, application_name="zapis-journal", **CONNECT
                 )
             except (psycopg.Error, OSError) as error:
                 raise JournalUnavailable(type(error).__name__) from error
@@ -231,7 +231,7 @@ class PostgresJournal:
     async def _terminate_whoever_blocks(self, pid: int) -> None:
         """On a connection of its own: those of the pool may all be waiting for the same one."""
         connection = await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, options=_OPTIONS, application_name="zapis-journal", **_CONNECT
+            self._url, autocommit=True, options=_OPTIONS, application_name="zapis-journal", **CONNECT
         )
         async with connection:
             await connection.execute(
@@ -252,7 +252,7 @@ class PostgresJournal:
                 max_waiting=1000,
                 reconnect_timeout=5.0,
                 check=AsyncConnectionPool.check_connection,
-                kwargs={"autocommit": True, "options": _OPTIONS, "application_name": "zapis-journal", **_CONNECT},
+                kwargs={"autocommit": True, "options": _OPTIONS, "application_name": "zapis-journal", **CONNECT},
             )
             await self._pool.open(wait=False)
         try:
@@ -272,13 +272,6 @@ SELECT journal_append(
     live_appointments_max => %(live_appointments_max)s, holds_max => %(holds_max)s, decided_at => %(decided_at)s,
     look_up => %(look_up)s)
 """
-_CONNECT: dict[str, Any] = {
-    "connect_timeout": 3,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
-}
 _OPTIONS = (
     "-c timezone=UTC -c statement_timeout=10s -c lock_timeout=5s"
     " -c idle_in_transaction_session_timeout=2s -c client_connection_check_interval=1s"

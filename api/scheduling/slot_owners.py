@@ -13,9 +13,6 @@ from typing import Annotated, Final
 
 from fastapi import Depends, Request
 
-from persistence.repositories.slots import Slots
-from persistence.unit_of_work import UnitOfWork
-
 KNOWN_MAX: Final = 65_536
 WAITING_MAX: Final = 5_000
 
@@ -82,16 +79,6 @@ class _Batch:
 
     def __init__(self) -> None:
         self.slot_ids: set[str] = set()
-
-
-def slot_owners(begin: Callable[[], UnitOfWork]) -> SlotOwners:
-    """Over the database."""
-
-    async def load(slot_ids: list[str]) -> Mapping[str, str]:
-        async with begin() as work:
-            return await Slots(work.connection).owners(slot_ids)
-
-    return SlotOwners(load)
 
 
 async def slot_owners_of(request: Request) -> SlotOwners:

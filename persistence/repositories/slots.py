@@ -15,7 +15,7 @@ How a page is found, so that ten doctors and ten thousand cost the same:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -98,12 +98,6 @@ class Slots:
             walked = await self._rows(_walk_some(search, doctors))
             return walked if len(walked) == search.limit else await self._rows(_ask_each(search, doctors))
         return await self._rows(_ask_each(search, _these(few))) if few else []
-
-    async def owners(self, slot_ids: Iterable[str]) -> dict[str, str]:
-        """The doctor of each of these slots that exists."""
-        wanted = bindparam("wanted", list(slot_ids), type_=_UUIDS)
-        rows = await self._connection.execute(select(slot.c.id, slot.c.doctor_id).where(slot.c.id == any_(wanted)))
-        return {row.id: row.doctor_id for row in rows}
 
     async def locations_between(self, doctor_id: str, start: datetime, end: datetime) -> set[str]:
         """Where the doctor has slots that begin in ``[start, end)``."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import LargeBinary, Select, Uuid, any_, bindparam, func, select, tuple_, update
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy import Select, func, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from actors.messages import Role
 from persistence.sealed import DataKey, Erased, Vault, place, user_owner
-from persistence.tables import app_user, patient, user_patient
+from persistence.tables import app_user
 
 
 class LoginTaken(Exception):
@@ -51,21 +50,6 @@ class User:
     session_generation: int
     password_hash: str = field(repr=False)
     wrapped_key: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """What has to be known of a user at every request; nothing of it is personal."""
-
-    user_id: str
-    role: Role
-    patient_id: str | None
-    doctor_id: str | None
-    disabled: bool
-    session_generation: int
-    wrapped_key: bytes | None = field(repr=False)
-    patient_keys: dict[str, bytes | None] = field(repr=False)
-    """The wrapped data key of every patient that the user may book for."""
 
 
 class Users:
@@ -173,23 +157,6 @@ class Users:
             statement = statement.where(tuple_(app_user.c.registered_at, app_user.c.id) > after)
         rows = await self._connection.execute(statement.order_by(app_user.c.registered_at, app_user.c.id).limit(limit))
         return [self._opened(row) for row in rows]
-
-    async def access(self, user_ids: Sequence[str]) -> list[Access]:
-        """What has to be known of each of these users at every request; those who are gone are left out."""
-        rows = await self._connection.execute(_ACCESS, {"user_ids": list(user_ids)})
-        return [
-            Access(
-                user_id=row.id,
-                role=Role(row.role),
-                patient_id=row.patient_id,
-                doctor_id=row.doctor_id,
-                disabled=row.disabled_at is not None,
-                session_generation=row.session_generation,
-                wrapped_key=row.data_key,
-                patient_keys=dict(zip(row.patient_ids or (), row.patient_keys or (), strict=True)),
-            )
-            for row in rows
-        ]
 
     async def admin_exists(self) -> bool:
         """Whether there is an administrator who may sign in."""
@@ -341,32 +308,3 @@ class Users:
     def _email_index(self, email: str) -> bytes:
         # Mail servers may tell upper from lower case before the @; no two people are told apart by it.
         return self._vault.index("email", email.casefold())
-
-
-def _access() -> Select[tuple[object, ...]]:
-    own = user_patient.outerjoin(patient, patient.c.id == user_patient.c.patient_id)
-    linked = user_patient.c.patient_id.is_not(None)
-    return (
-        select(
-            app_user.c.id,
-            app_user.c.role,
-            app_user.c.patient_id,
-            app_user.c.doctor_id,
-            app_user.c.disabled_at,
-            app_user.c.session_generation,
-            app_user.c.data_key,
-            func.array_agg(user_patient.c.patient_id, type_=ARRAY(Uuid(as_uuid=False)))
-            .filter(linked)
-            .label("patient_ids"),
-            func.array_agg(patient.c.data_key, type_=ARRAY(LargeBinary)).filter(linked).label("patient_keys"),
-        )
-        .select_from(app_user.outerjoin(own, user_patient.c.user_id == app_user.c.id))
-        .where(
-            app_user.c.id == any_(bindparam("user_ids", type_=ARRAY(Uuid(as_uuid=False)))),
-            app_user.c.erased_at.is_(None),
-        )
-        .group_by(app_user.c.id)
-    )
-
-
-_ACCESS = _access()

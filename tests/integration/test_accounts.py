@@ -480,7 +480,12 @@ async def test_processes_that_start_together_make_one_key(api: Application) -> N
 
     gates = await asyncio.gather(
         *(
-            open_gate(api.services.settings, unit_of_work=api.services.unit_of_work, redis=api.services.redis)
+            open_gate(
+                api.services.settings,
+                unit_of_work=api.services.unit_of_work,
+                lookups=api.services.lookups,
+                redis=api.services.redis,
+            )
             for _ in range(4)
         )
     )

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
-from typing import cast
 
 import pytest
 
 from actors.messages import Role
 from api.principals import AWAY_S, STALE_MAX_S, TTL_S, PrincipalCache
-from persistence.repositories.users import Access
-from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
+from persistence.lookups import Access
+from persistence.unit_of_work import DatabaseUnavailable
 
 
 class UserTable:
-    """The table of users, as a unit of work that has nothing else. ``gate`` holds answers back."""
+    """The table of users. ``gate`` holds answers back."""
 
     def __init__(self, *user_ids: str) -> None:
         self.disabled = dict.fromkeys(user_ids, False)
@@ -21,18 +19,6 @@ class UserTable:
         self.away = False
         self.gate = asyncio.Event()
         self.gate.set()
-
-    @property
-    def users(self) -> UserTable:
-        return self
-
-    async def __aenter__(self) -> UserTable:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        return None
 
     async def access(self, user_ids: list[str]) -> list[Access]:
         self.reads.append(user_ids)
@@ -63,7 +49,7 @@ class Clock:
 
 
 def cache_over(table: UserTable, clock: Clock) -> PrincipalCache:
-    return PrincipalCache(lambda: cast(UnitOfWork, table), clock=clock)
+    return PrincipalCache(lambda user_ids: table.access(user_ids), clock=clock)
 
 
 async def test_a_user_is_read_once_in_a_while() -> None:

@@ -1,0 +1,147 @@
+"""What nearly every command has to know, each read in one round trip: whose a slot is, and what a user may.
+
+A unit of work takes four (a ping, BEGIN, the query, COMMIT), and that is right for requests. But commands wait for
+these answers before they can go to their calendars, all of them at once. So each kind of look-up has a connection of
+its own, in autocommit, and one prepared statement. One query of a kind is under way at a time: whoever asks gathers
+meanwhile what the next one is to ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from actors.messages import Role
+from persistence.database import CONNECT, libpq_url
+from persistence.unit_of_work import DatabaseUnavailable
+
+_OPTIONS = (
+    # The plan is made once, perhaps while the tables are empty: it goes by index however small they seem.
+    "-c timezone=UTC -c statement_timeout=10s -c client_connection_check_interval=1s"
+    " -c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_bitmapscan=off"
+)
+_OWNERS = "SELECT id::text, doctor_id::text FROM slot WHERE id = ANY(%s::uuid[])"
+_ACCESS = """
+SELECT u.id::text, u.role, u.patient_id::text, u.doctor_id::text, u.disabled_at IS NOT NULL, u.session_generation,
+    u.data_key, own.patient_ids, own.patient_keys
+FROM app_user AS u
+CROSS JOIN LATERAL (
+    SELECT array_agg(p.id::text) AS patient_ids, array_agg(p.data_key) AS patient_keys
+    FROM user_patient AS l JOIN patient AS p ON p.id = l.patient_id
+    WHERE l.user_id = u.id
+) AS own
+WHERE u.id = ANY(%s::uuid[]) AND u.erased_at IS NULL
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What has to be known of a user at every request; nothing of it is personal."""
+
+    user_id: str
+    role: Role
+    patient_id: str | None
+    doctor_id: str | None
+    disabled: bool
+    session_generation: int
+    wrapped_key: bytes | None = field(repr=False)
+    patient_keys: dict[str, bytes | None] = field(repr=False)
+    """The wrapped data key of every patient that the user may book for."""
+
+
+class Lookups:
+    """Connects when first asked; belongs to one event loop."""
+
+    def __init__(self, database_url: str) -> None:
+        self._owners = _Query(database_url, _OWNERS)
+        self._access = _Query(database_url, _ACCESS)
+
+    async def slot_owners(self, slot_ids: Collection[str]) -> Mapping[str, str]:
+        """The doctor of each of these slots that exists.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        return dict(await self._owners.rows(slot_ids))
+
+    async def access(self, user_ids: Collection[str]) -> list[Access]:
+        """What has to be known of each of these users at every request; those who are gone are left out.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        return [_access(*row) for row in await self._access.rows(user_ids)]
+
+    async def close(self) -> None:
+        """Let the connections go."""
+        await self._owners.close()
+        await self._access.close()
+
+
+class _Query:
+    """One statement about ids, on a connection of its own that is made anew when it is lost."""
+
+    def __init__(self, database_url: str, statement: str) -> None:
+        self._url = libpq_url(database_url)
+        self._statement = statement
+        self._connection: psycopg.AsyncConnection[TupleRow] | None = None
+        self._turn = asyncio.Lock()
+
+    async def rows(self, ids: Collection[str]) -> list[Any]:
+        array = f"{{{','.join(ids)}}}"
+        async with self._turn:
+            try:
+                if self._connection is not None:
+                    try:
+                        return await self._ask(self._connection, array)
+                    except psycopg.OperationalError:
+                        # Lost since it was used last, most likely; reading twice does no harm.
+                        await self.close()
+                self._connection = await psycopg.AsyncConnection.connect(
+                    self._url, autocommit=True, options=_OPTIONS, application_name="zapis-lookups", **CONNECT
+                )
+                return await self._ask(self._connection, array)
+            except (psycopg.Error, OSError) as error:
+                await self.close()
+                raise DatabaseUnavailable("the database is unavailable") from error
+            except asyncio.CancelledError:
+                await self.close()  # It may be in the middle of an answer.
+                raise
+
+    async def _ask(self, connection: psycopg.AsyncConnection[TupleRow], array: str) -> list[TupleRow]:
+        cursor = connection.cursor(binary=True)
+        await cursor.execute(self._statement, (array,), prepare=True)
+        return await cursor.fetchall()
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            await connection.close()
+
+
+def _access(
+    user_id: str,
+    role: str,
+    patient_id: str | None,
+    doctor_id: str | None,
+    disabled: bool,
+    session_generation: int,
+    wrapped_key: bytes | None,
+    patient_ids: list[str] | None,
+    patient_keys: list[bytes | None] | None,
+) -> Access:
+    return Access(
+        user_id=user_id,
+        role=Role(role),
+        patient_id=patient_id,
+        doctor_id=doctor_id,
+        disabled=disabled,
+        session_generation=session_generation,
+        wrapped_key=wrapped_key,
+        patient_keys=dict(zip(patient_ids or (), patient_keys or (), strict=True)),
+    )
