@@ -3,8 +3,8 @@
 This server and a hand-written one (``loadtests.peers.for_update``) take turns on the same PostgreSQL, which the bench
 starts for itself, with Valkey and Ray. Every request books a slot of its own, under an Idempotency-Key, with the access
 token of one of many patients. Printed are the medians of the rounds with their spread, the CPU that a booking costs and
-where, and, as the ceiling, an endpoint of the same authentication and validation that books nothing. Exit code 1: an
-answer was not 201, or a booking that was answered is not in the database.
+where, and, as the ceiling, a FastAPI endpoint of the same authentication and validation that books nothing. Exit code
+1: an answer was not 201, or a booking that was answered is not in the database.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from persistence.database import libpq_url
 
 OURS = "zapis"
 PEER = "FOR UPDATE"
+PIPELINED = "FOR UPDATE, pipelined"
 CEILING = "ceiling (books nothing)"
 BOOK = "/v1/appointments"
+BOOK_PIPELINED = "/v1/pipelined/appointments"
 NOTHING = "/v1/nothing"
 DOCTORS = 100
 PATIENTS = 2003
@@ -108,6 +110,7 @@ async def bench(options: argparse.Namespace) -> int:
         contenders = [
             Contender(name=OURS, server=ours),
             Contender(name=PEER, server=peer),
+            Contender(name=PIPELINED, server=peer, path=BOOK_PIPELINED),
             Contender(name=CEILING, server=peer, path=NOTHING),
         ]
         faults = []
@@ -131,7 +134,7 @@ async def bench(options: argparse.Namespace) -> int:
 
 async def _prepare(settings: Settings, options: argparse.Namespace) -> Requests:
     """The clinic, its slots and patients, and requests enough for all rounds."""
-    rounds = 2 * (options.rounds * options.seconds + WARM_UP_S) * RATE_MAX
+    rounds = 3 * (options.rounds * options.seconds + WARM_UP_S) * RATE_MAX
     days = ceil(rounds / DOCTORS / SLOTS_A_DAY)
     clinic = await add_clinic(settings, DOCTORS)
     accounts = await add_accounts(settings, PATIENTS)
@@ -161,7 +164,7 @@ async def _round(
     contender.cpu_ms.append({name: 1000 * cpu_s / max(1, outcome.created) for name, cpu_s in used.items()})
     if outcome.others or outcome.failed:
         return f"{outcome.others} answers were not 201, {outcome.failed} requests had none"
-    if contender.path == BOOK:
+    if contender.path != NOTHING:
         requests.use(min(len(prepared), outcome.created + connections))
         if (booked := await _booked(settings) - before) < outcome.created:
             return f"{outcome.created} answers 201, but {booked} new appointments"
