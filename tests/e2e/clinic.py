@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -20,7 +21,7 @@ from tests.serving import Serving
 
 LONG: Final = os.environ.get("FAULTS") == "long"
 """Whether there is time for more of everything: ``make faults``, not every change."""
-CLIENTS_MAX: Final = 600
+CLIENTS_MAX: Final = 100
 TIMEOUT_S: Final = 60.0
 JSON = dict[str, Any]
 
@@ -51,8 +52,29 @@ class Clinic:
 
     async def post(self, who: Person, path: str, body: Any = None, *, key: str | None = None) -> httpx.Response:
         """What someone's command is answered with, perhaps under a key."""
-        headers = who.headers if key is None else who.headers | {"Idempotency-Key": key}
-        return await self.http.post(path, json=body, headers=headers)
+        return await self.http.post(path, json=body, headers=who.headers | _named(key))
+
+    async def post_at_once(
+        self, commands: Sequence[tuple[Person, str, Any]], *, key: str | None = None
+    ) -> list[httpx.Response]:
+        """What each of these is answered with: all are sent at the same moment, each on a connection of its own.
+
+        Connected and encoded beforehand, so that the server, and not this client, is what they wait for.
+        """
+        requests = [
+            self.http.build_request("POST", path, json=body, headers=who.headers | _named(key))
+            for who, path, body in commands
+        ]
+        url = self.http.base_url
+        connections = [await asyncio.open_connection(url.host, url.port) for _ in requests]
+        try:
+            for (_, writer), request in zip(connections, requests, strict=True):
+                writer.write(_encoded(request))
+            async with asyncio.timeout(TIMEOUT_S):
+                return await asyncio.gather(*(_answer(reader) for reader, _ in connections))
+        finally:
+            for _, writer in connections:
+                writer.close()
 
     async def doctor_with_slots(
         self, count: int, *, minutes: int = 5, start: str = "00:00"
@@ -125,6 +147,24 @@ async def open_clinic(server: Server) -> AsyncIterator[Clinic]:
         made = await http.post("/v1/admin/locations", json=body, headers=admin.headers)
         assert made.status_code == 201, made.text
         yield Clinic(server=server, http=http, people=people, admin=admin, location_id=made.json()["id"])
+
+
+def _named(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Idempotency-Key": key}
+
+
+def _encoded(request: httpx.Request) -> bytes:
+    """A request as it goes over the wire (RFC 9112)."""
+    head = b"%s %s HTTP/1.1\r\n" % (request.method.encode(), request.url.raw_path)
+    return head + b"".join(b"%s: %s\r\n" % header for header in request.headers.raw) + b"\r\n" + request.content
+
+
+async def _answer(reader: asyncio.StreamReader) -> httpx.Response:
+    head = await reader.readuntil(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")[:-2]
+    headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    length = int(httpx.Headers(headers)["content-length"])
+    return httpx.Response(int(status.split()[1]), headers=headers, content=await reader.readexactly(length))
 
 
 def a_day() -> date:

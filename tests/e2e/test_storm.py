@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 
 import httpx
@@ -20,11 +19,11 @@ async def test_500_clients_race_for_20_slots(server: Server, run: int) -> None:
         doctor, slots = await clinic.doctor_with_slots(20)
         patients = await clinic.people.patients(CLIENTS)
 
-        answers = await asyncio.gather(
-            *(
-                clinic.post(patient, "/v1/appointments", {"slot_id": slots[number % len(slots)]})
+        answers = await clinic.post_at_once(
+            [
+                (patient, "/v1/appointments", {"slot_id": slots[number % len(slots)]})
                 for number, patient in enumerate(patients)
-            )
+            ]
         )
 
         assert Counter(_outcome(answer) for answer in answers) == {"201": 20, "409 slot_taken": CLIENTS - 20}
@@ -42,14 +41,13 @@ async def test_500_clients_race_for_one_patients_time(server: Server, run: int) 
         patient = await clinic.people.patient()
         # The patient in many tabs, and the front desk, all of them trying to be helpful.
         callers = [(patient, {}), (clinic.admin, {"patient_id": patient.patient_id})]
+        commands = []
+        for number in range(CLIENTS):
+            who, for_whom = callers[number // len(offers) % 2]
+            _, (slot,) = offers[number % len(offers)]
+            commands.append((who, "/v1/appointments", {"slot_id": slot} | for_whom))
 
-        answers = await asyncio.gather(
-            *(
-                clinic.post(who, "/v1/appointments", {"slot_id": offers[number % 10][1][0]} | for_whom)
-                for number in range(CLIENTS)
-                for who, for_whom in [callers[number // 10 % 2]]
-            )
-        )
+        answers = await clinic.post_at_once(commands)
 
         (won,) = [number for number, answer in enumerate(answers) if answer.status_code == 201]
         for number, answer in enumerate(answers):
@@ -70,7 +68,7 @@ async def test_the_same_command_20_times_at_once(server: Server, run: int) -> No
 
         async def twenty(path: str, slot: str) -> httpx.Response:
             body = {"slot_id": slot}
-            answers = await asyncio.gather(*(clinic.post(patient, path, body, key=path + slot) for _ in range(20)))
+            answers = await clinic.post_at_once([(patient, path, body)] * 20, key=path + slot)
             assert {(answer.status_code, answer.content) for answer in answers} == {
                 (answers[0].status_code, answers[0].content)
             }
