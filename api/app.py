@@ -31,7 +31,6 @@ from api.routing import Json
 from api.scheduling import router as scheduling
 from api.scheduling import slots
 from api.scheduling.slot_owners import SlotOwners
-from api.short_way import ShortWay
 from cluster.bootstrap import close_services, open_services
 from cluster.settings import Settings, read_settings
 from cluster.telemetry import configure_logging
@@ -96,7 +95,6 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
     _add_documentation(app)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # how FastAPI says to do it
     # The last one added is the outermost.
-    app.add_middleware(ShortWay, routes=app.router.routes)
     if settings.rate_limit:
         app.add_middleware(RateLimit)
     app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max, seconds_max=settings.request_deadline_s)
