@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -18,17 +19,22 @@ from actors.calendar import Calendar, evolve
 from actors.journal import Conflict, JournalUnavailable, OutcomeUnknown, StoredAnswer, appointment_row
 from actors.journal import slot_state_row as row_of
 from actors.messages import (
+    BlockSlot,
     BookAppointment,
+    CalendarClosed,
     CancelAppointment,
     Command,
     Done,
+    ExpireHolds,
     HoldSlot,
     NotDecided,
     Pending,
     Rejected,
     ReleaseHold,
+    RemoveClosure,
     Reply,
     RescheduleAppointment,
+    UnblockSlot,
 )
 from actors.policy import Policy
 from tests.clinic import (
@@ -36,13 +42,16 @@ from tests.clinic import (
     HOUSE,
     WILSON,
     book,
+    by_staff,
     cancel,
+    close,
     finish,
     hold,
     move_out,
     publish,
     reschedule,
     reserve,
+    slot_id,
 )
 from tests.fakes.actor_house import QUICK, House, until
 from tests.fakes.memory_journal import MemoryDatabase, MemoryJournal, Tables
@@ -128,6 +137,7 @@ class Asked:
 
     command: Command
     since: int
+    at: datetime
     reply: Reply | None = None
     until: int = 0
 
@@ -170,6 +180,8 @@ class Storm:
     async def client(self, number: int, commands: int) -> None:
         who = f"patient {number % 4}"
         for _ in range(commands):
+            if self.dice.random() < 0.05:
+                self.houses[0].clock.pass_(minutes=self.dice.choice((1, 4)))
             if self.dice.random() < 0.1:
                 await self.move(who)
             else:
@@ -179,7 +191,9 @@ class Storm:
         doctor, slot = self.dice.choice(DOCTORS), self.dice.randrange(SLOTS)
         visit, owner = self.some_visit(who, doctor)
         name = f"{next(self.numbers)} of {who}"
-        kind = self.dice.choices(("book", "hold", "release", "cancel", "move", "close"), (6, 2, 1, 3, 2, 0.3))[0]
+        kinds = {"book": 6, "hold": 2, "release": 1, "cancel": 3, "move": 2, "expire": 0.3, "close": 0.3, "reopen": 0.6}
+        kinds |= {"block": 0.3, "unblock": 0.6, "publish": 0.2}
+        kind = self.dice.choices(list(kinds), list(kinds.values()))[0]
         match kind:
             case "book":
                 return book(doctor, slot, patient=who, visit=name)
@@ -199,7 +213,22 @@ class Storm:
             case "cancel":
                 return cancel(owner, visit, by=who)
             case "move":
-                return reschedule(owner, visit, slot, by=who)
+                return reschedule(owner, visit, slot, by=who, respond_async=self.dice.random() < 0.2)
+            case "expire":
+                return by_staff(ExpireHolds, doctor=doctor)
+            case "close":
+                return close(doctor, slot, slot, name=name)
+            case "reopen":
+                closures = [
+                    row["id"]
+                    for row in self.database.tables.closure.values()
+                    if row["doctor_id"] == doctor and row["removed_at"] is None
+                ]
+                return by_staff(RemoveClosure, doctor=doctor, closure_id=min(closures, default=uid("no such closure")))
+            case "block":
+                return by_staff(BlockSlot, doctor=doctor, slot_id=slot_id(doctor, slot))
+            case "unblock":
+                return by_staff(UnblockSlot, doctor=doctor, slot_id=slot_id(doctor, slot))
             case _:
                 return publish(doctor, SLOTS)
 
@@ -211,7 +240,7 @@ class Storm:
 
     async def ask(self, command: Command) -> Reply | None:
         """What a client does: send to either actor, again under the same id, sometimes twice at once, until told."""
-        asked = Asked(command, len(self.database.versions) - 1)
+        asked = Asked(command, len(self.database.versions) - 1, self.houses[0].clock())
         self.asked.append(asked)
         for _ in range(self.dice.randint(3, 60)):
             house = self.dice.choice(self.houses) if self.dice.random() < 0.1 else self.houses[0]
@@ -267,7 +296,7 @@ class Storm:
         assert command.command_id not in now.command or now.command[command.command_id].answer.get("rejected"), (
             "refused though it was accepted"
         )
-        assert any(self.true_then(command, reply.code, tables) for tables in versions) or self.true_between(
+        assert any(self.true_then(command, reply.code, tables, asked.at) for tables in versions) or self.true_between(
             command, versions[0], versions[-1]
         ), (command, reply)
 
@@ -278,9 +307,10 @@ class Storm:
         who = command.requester.user_id  # Here everybody is the patient, too.
         about |= {who, *(row["id"] for row in after.appointment.values() if row["patient_id"] == who)}
         since = [row for key, row in after.event.items() if key not in before.event]
-        return any(each in repr(row.event) for row in since for each in about if each is not None)
+        closed = any(isinstance(row.event, CalendarClosed) and row.doctor_id == command.doctor_id for row in since)
+        return closed or any(each in repr(row.event) for row in since for each in about if each is not None)
 
-    def true_then(self, command: Command, code: str, tables: Tables) -> bool:
+    def true_then(self, command: Command, code: str, tables: Tables, at: datetime) -> bool:
         """Whether a refusal was right in that state of the database."""
         live = [row for row in tables.appointment.values() if row["live"]]
         match code:
@@ -288,18 +318,19 @@ class Storm:
                 slot = getattr(command, "slot_id", None)
                 if slot is None:
                     return True  # A move no longer reserved.
-                return any(row["slot_id"] == slot for row in (*live, *tables.hold.values())) or any(
+                held = [row for row in tables.hold.values() if row["expires_at"] > at]
+                return any(row["slot_id"] == slot for row in (*live, *held)) or any(
                     row["target_slot_id"] == slot and row["state"] in ("reserved", "moved", "aborted")
                     for row in tables.move.values()
                 )
             case "patient_overlap":
                 patient, own = self.patient_of(command, tables)
-                at = self.time_of(command, tables)
+                start, end = self.time_of(command, tables)
                 return any(
                     row["patient_id"] == patient
                     and row["id"] != own
-                    and row["starts_at"] < at[1]
-                    and at[0] < row["ends_at"]
+                    and row["starts_at"] < end
+                    and start < row["ends_at"]
                     for row in live
                 )
             case "limit_reached":
@@ -307,7 +338,8 @@ class Storm:
                     mine = [r for r in tables.hold.values() if r["user_id"] == command.requester.user_id]
                     return len(mine) >= POLICY.holds_max
                 if isinstance(command, BookAppointment):
-                    return sum(row["patient_id"] == command.patient_id for row in live) >= POLICY.live_appointments_max
+                    mine = [row for row in live if row["patient_id"] == command.patient_id]
+                    return len(mine) >= POLICY.live_appointments_max
                 moved = tables.appointment.get(getattr(command, "appointment_id", ""), {"moves": 0})
                 return bool(moved["moves"] >= POLICY.moves_max)
             case "not_live":
@@ -315,8 +347,14 @@ class Storm:
                 if visit is None or not visit["live"] or visit["doctor_id"] != command.doctor_id:
                     return True
                 return visit["open_move_id"] is not None  # On its way in, and not here yet.
+            case "not_found" if isinstance(command, RemoveClosure):
+                closure = tables.closure.get(command.closure_id)
+                return closure is None or closure["removed_at"] is not None
             case "not_found":
-                return getattr(command, "hold_id", "") not in tables.hold
+                hold = tables.hold.get(getattr(command, "hold_id", ""))
+                return hold is None or hold["expires_at"] <= self.houses[0].clock()
+            case "slot_unavailable":
+                return bool(tables.slot[getattr(command, "slot_id", "")]["status"] == "blocked")
             case _:
                 return False
 
