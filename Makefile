@@ -10,7 +10,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test lint format lock clean
+.PHONY: help up test lint format bench scale lock clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ lint: $(VENV)/.installed-dev ## Check format, style, types and imports
 format: $(VENV)/.installed-dev ## Format, and repair what can be
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+bench: $(VENV)/.installed-dev ## Compare bookings a second with a hand-written service
+	$(BIN)/python -m loadtests.bench
+
+scale: $(VENV)/.installed-dev ## Compare ten thousand doctors with ten (15 minutes)
+	$(BIN)/python -m loadtests.scale
 
 lock: $(VENV)/.installed-dev ## Resolve the dependencies anew and pin them by hash
 	$(UV) --upgrade pyproject.toml --extra embedded --group build -o requirements.lock
