@@ -36,7 +36,9 @@ CEILING = "ceiling (books nothing)"
 BOOK = "/v1/appointments"
 BOOK_PIPELINED = "/v1/pipelined/appointments"
 NOTHING = "/v1/nothing"
+CONTENDERS = 4
 DOCTORS = 100
+"""Of each contender."""
 PATIENTS = 2003
 """Prime: a patient's visits are spread over all doctors."""
 SLOT_MINUTES = 10
@@ -45,7 +47,7 @@ RATE_MAX = 7000
 """No round needs more requests a second than this."""
 PEER_POOL = 16
 PAUSE_S = 1.0
-WARM_UP_S = 4
+WARM_UP_S = 6
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,32 +57,22 @@ class Contender:
     name: str
     server: WebServer
     path: str = BOOK
+    slot_ids: Sequence[str]
+    """Of doctors of its own, by start: neighbours belong to different doctors."""
+    accounts: Sequence[Account]
+    """At each start other ones than any other contender's."""
+    used: int = 0
+    """How many of the slots have been booked, or may have been."""
     outcomes: list[Outcome] = field(default_factory=list)
     cpu_ms: list[dict[str, float]] = field(default_factory=list)
     """Milliseconds of CPU for each answer, by what used them."""
 
-
-class Requests:
-    """Bookings of distinct slots; each is given out once."""
-
-    def __init__(self, accounts: Sequence[Account], slot_ids: Sequence[str]) -> None:
-        self._accounts = accounts
-        self._slot_ids = slot_ids
-        self._next = 0
-
-    def some(self, contender: Contender, count: int) -> list[bytes]:
-        """At most so many requests, of those not used yet: see ``use``."""
-        end = min(self._next + count, len(self._slot_ids))
+    def requests(self, count: int) -> list[bytes]:
+        """At most so many requests for slots that nobody has asked for."""
         return [
-            booking_request(
-                contender.server.url, contender.path, self._accounts[i % len(self._accounts)], self._slot_ids[i]
-            )
-            for i in range(self._next, end)
+            booking_request(self.server.url, self.path, self.accounts[number % len(self.accounts)], slot_id)
+            for number, slot_id in enumerate(self.slot_ids[self.used : self.used + count], self.used)
         ]
-
-    def use(self, count: int) -> None:
-        """So many of the last ones have been sent."""
-        self._next += count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,21 +94,28 @@ async def bench(options: argparse.Namespace) -> int:
     """The whole measurement; returns the exit code."""
     async with running_servers("bench") as servers, AsyncExitStack() as stack:
         settings = servers.settings(await servers.create_database("bench"), calendar_actors=options.actors)
-        requests = await _prepare(settings, options)
+        slot_ids, accounts = await _prepare(settings, options)
         await servers.checkpoint()
         ours = await stack.enter_async_context(servers.zapis(settings))
         pool = settings.model_copy(update={"database_pool_max": options.peer_pool})
         peer = await stack.enter_async_context(servers.peer("loadtests.peers.for_update:create_app", pool))
         contenders = [
-            Contender(name=OURS, server=ours),
-            Contender(name=PEER, server=peer),
-            Contender(name=PIPELINED, server=peer, path=BOOK_PIPELINED),
-            Contender(name=CEILING, server=peer, path=NOTHING),
+            Contender(
+                name=name, server=server, path=path, slot_ids=slot_ids[number], accounts=_turned(accounts, number)
+            )
+            for number, (name, server, path) in enumerate(
+                [
+                    (OURS, ours, BOOK),
+                    (PEER, peer, BOOK),
+                    (PIPELINED, peer, BOOK_PIPELINED),
+                    (CEILING, peer, NOTHING),
+                ]
+            )
         ]
         faults = []
         for contender in contenders:
             # Every token is verified once, every calendar activated: the rounds measure what goes on and on.
-            fault = await _round(servers, settings, contender, requests, options.connections, WARM_UP_S)
+            fault = await _round(servers, settings, contender, options.connections, WARM_UP_S)
             if fault:
                 print(f"{contender.name} cannot be measured: {fault}")
                 return 1
@@ -124,7 +123,7 @@ async def bench(options: argparse.Namespace) -> int:
             contender.cpu_ms.clear()
         for number in range(options.rounds):
             for contender in contenders:
-                fault = await _round(servers, settings, contender, requests, options.connections, options.seconds)
+                fault = await _round(servers, settings, contender, options.connections, options.seconds)
                 faults += [f"round {number + 1}, {contender.name}: {fault}"] if fault else []
         _print(contenders, options)
         for fault in faults:
@@ -132,28 +131,35 @@ async def bench(options: argparse.Namespace) -> int:
         return 1 if faults else 0
 
 
-async def _prepare(settings: Settings, options: argparse.Namespace) -> Requests:
-    """The clinic, its slots and patients, and requests enough for all rounds."""
-    rounds = 3 * (options.rounds * options.seconds + WARM_UP_S) * RATE_MAX
-    days = ceil(rounds / DOCTORS / SLOTS_A_DAY)
-    clinic = await add_clinic(settings, DOCTORS)
+async def _prepare(settings: Settings, options: argparse.Namespace) -> tuple[list[list[str]], list[Account]]:
+    """The slots of each contender, enough for all rounds, and patients."""
+    count = (options.rounds * options.seconds + WARM_UP_S) * RATE_MAX
+    days = ceil(count / DOCTORS / SLOTS_A_DAY)
+    starts = slot_starts(days, SLOTS_A_DAY, SLOT_MINUTES)
     accounts = await add_accounts(settings, PATIENTS)
-    slots = await copy_slots(settings, clinic, slot_starts(days, SLOTS_A_DAY, SLOT_MINUTES), SLOT_MINUTES)
-    # By start: neighbours belong to different doctors, and a patient's own visits are far from each other.
-    return Requests(accounts, list(chain.from_iterable(slots)))
+    slots = []
+    for number in range(CONTENDERS):
+        clinic = await add_clinic(settings, DOCTORS, first=number * DOCTORS)
+        slots.append(list(chain.from_iterable(await copy_slots(settings, clinic, starts, SLOT_MINUTES))))
+    return slots, accounts
+
+
+def _turned(accounts: Sequence[Account], number: int) -> list[Account]:
+    """The accounts, beginning elsewhere for each contender: nobody is at two of them at the same time."""
+    first = number * len(accounts) // CONTENDERS
+    return [*accounts[first:], *accounts[:first]]
 
 
 async def _round(
     servers: Servers,
     settings: Settings,
     contender: Contender,
-    requests: Requests,
     connections: int,
     seconds: int,
 ) -> str | None:
     """Let the contender answer for so long; returns what was wrong."""
     await asyncio.sleep(PAUSE_S)
-    prepared = requests.some(contender, seconds * RATE_MAX)
+    prepared = contender.requests(seconds * RATE_MAX)
     before = await _booked(settings)
     clock = CpuClock(processes_of(servers, contender.server))
     began = os.times()
@@ -165,7 +171,7 @@ async def _round(
     if outcome.others or outcome.failed:
         return f"{outcome.others} answers were not 201, {outcome.failed} requests had none"
     if contender.path != NOTHING:
-        requests.use(min(len(prepared), outcome.created + connections))
+        contender.used += outcome.created + connections
         if (booked := await _booked(settings) - before) < outcome.created:
             return f"{outcome.created} answers 201, but {booked} new appointments"
     return None

@@ -48,8 +48,8 @@ class Account:
     token: str
 
 
-async def add_clinic(settings: Settings, doctors: int) -> Clinic:
-    """A location and so many doctors with empty calendars; specialties in turn."""
+async def add_clinic(settings: Settings, doctors: int, *, first: int = 0) -> Clinic:
+    """A location and so many doctors, numbered from ``first`` on, with empty calendars; specialties in turn."""
     location = Location(id=new_id(), name="Central clinic", address="1 Main Street", timezone="UTC")
     database = open_database(str(settings.database_url), pool_max=1)
     vault = Vault(settings.master_key_bytes())
@@ -57,10 +57,10 @@ async def add_clinic(settings: Settings, doctors: int) -> Clinic:
     try:
         async with UnitOfWork(database, vault) as work:
             await Directory(work.connection, vault).add_location(location)
-        for first in range(0, doctors, TRANSACTION_MAX):
+        for start in range(first, first + doctors, TRANSACTION_MAX):
             async with UnitOfWork(database, vault) as work:
                 directory = Directory(work.connection, vault)
-                for number in range(first, min(first + TRANSACTION_MAX, doctors)):
+                for number in range(start, min(start + TRANSACTION_MAX, first + doctors)):
                     doctor = Doctor(
                         id=new_id(),
                         user_id=new_id(),
