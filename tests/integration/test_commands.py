@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from persistence.identifiers import new_id
@@ -302,6 +303,42 @@ async def test_a_command_that_nobody_waits_for_can_be_followed(practice: Practic
     assert [hold["slot_id"] for hold in (await practice.get(anna, "/v1/holds"))["items"]] == [three]
     # What was true when it was decided, not what has become of it.
     assert (await practice.get(anna, f"/v1/commands/{pending}"))["appointment"]["status"] == "booked"
+
+
+async def test_a_command_is_pending_until_it_is_committed(practice: Practice) -> None:
+    anna, boris = await practice.people.patients(2)
+    doctor, (one, two, *_) = await practice.doctor_with_slots()
+
+    async def book(who: Person, slot: str, **headers: str) -> httpx.Response:
+        return await practice.send(who, "POST", "/v1/appointments", {"slot_id": slot}, **headers)
+
+    hurry = {"idempotency_key": "pending", "prefer": "respond-async"}
+    database_url = practice.api.services.settings.database_url
+    assert database_url is not None
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        # Nothing of this calendar can be committed while somebody else has its row.
+        await connection.execute("SELECT FROM calendar WHERE doctor_id = %s FOR UPDATE", [doctor.doctor_id])
+        first = await book(anna, one, **hurry)
+        address = first.headers["location"]
+        assert await practice.get(anna, address) == content(first, 202)
+        assert (await practice.get(anna, address))["status"] == "pending"
+        assert (await book(anna, one, **hurry)).content == first.content
+        for stranger in (boris, doctor, practice.admin):
+            await practice.get(stranger, address, expect=404)
+        # It promises nothing, so nobody is told of it, nor refused because of it.
+        assert (await practice.get(anna, "/v1/appointments"))["items"] == []
+        assert await practice.slot_status(doctor, one) == "free"
+        refused = asyncio.create_task(book(boris, one))
+        taken = asyncio.create_task(book(boris, two))
+        assert not (await asyncio.wait({refused, taken}, timeout=0.2))[0]
+
+    done = await _outcome(practice, anna, address.rpartition("/")[2])
+    assert done["appointment"]["slot_id"] == one
+    # Where it took longer than they wait, they were told that nothing is known yet.
+    assert refusal(await refused) in ("409 slot_taken", "503 unavailable")
+    assert (await taken).status_code in (201, 202)
+    _same_content(await book(anna, one, **hurry), done["appointment"])
+    assert await practice.differences() == []
 
 
 async def test_what_is_refused_at_once_is_answered_at_once(practice: Practice) -> None:
