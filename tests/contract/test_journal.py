@@ -556,6 +556,26 @@ async def test_a_reschedule_into_a_taken_slot_cannot_be_committed_either(world: 
         await owner.commit()
 
 
+async def test_nothing_of_a_refused_batch_stays(world: World) -> None:
+    owner = await opened(world, HOUSE, WILSON)
+    owner.do(book(HOUSE, 0))
+    owner.do(hold(HOUSE, 2))
+    owner.do(close(HOUSE, 3, 3))
+    await owner.commit()
+    before = state(await owner.journal.load(HOUSE, NOW))
+    owner.do(reschedule(HOUSE, visit_id(HOUSE, 0), 1))
+    owner.do(release(HOUSE, 2))
+    owner.do(by_staff(RemoveClosure, doctor=HOUSE, closure_id=uid("closure")))
+    owner.do(by_staff(BlockSlot, doctor=HOUSE, slot_id=slot_id(HOUSE, 0)))
+    owner.do(book(WILSON, 1))
+
+    with pytest.raises(Conflict):
+        await owner.commit()
+
+    assert state(await owner.journal.load(HOUSE, NOW)) == before
+    assert (await owner.journal.load(WILSON, NOW)).appointments == {}
+
+
 async def test_after_a_conflict_the_journal_goes_on(world: World) -> None:
     owner = await opened(world, HOUSE, WILSON)
     owner.do(book(HOUSE, 0))

@@ -298,7 +298,7 @@ def _write(tables: Tables, append: Append) -> None:
         _insert(tables.closure, row["id"], row | {"removed_at": None})
     for row in append.closures_removed:
         if row["id"] in tables.closure:
-            tables.closure[row["id"]] |= {"removed_at": row["removed_at"]}
+            tables.closure[row["id"]] = tables.closure[row["id"]] | {"removed_at": row["removed_at"]}
     for row in sorted(append.moves, key=lambda row: row["state"] != "reserved"):
         known = tables.move.get(row["id"])
         if row["state"] != "reserved" if known is None else known["state"] not in row["before"]:
