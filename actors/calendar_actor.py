@@ -183,11 +183,15 @@ class CalendarActor:
             return [NotDecided(why=RefusedFor.MISPLACED)] * len(commands)
         self._generation = generation
         self._start_loops()
-        answers = [self._take_in(command) for command in commands]
-        waits = {entry.reply for entry in answers if isinstance(entry, _Entry) and not _answered_at_once(entry)}
+        answers = [(command, self._take_in(command)) for command in commands]
+        waits = {
+            entry.reply
+            for command, entry in answers
+            if isinstance(entry, _Entry) and not _answered_at_once(command, entry)
+        }
         if waits:
             await asyncio.wait(waits, timeout=0 if self._stalled else self._limits.commit_timeout_s)
-        return [self._reply_now(entry) if isinstance(entry, _Entry) else entry for entry in answers]
+        return [self._reply_now(command, said) if isinstance(said, _Entry) else said for command, said in answers]
 
     def command_status(self, command_id: str, user_id: str) -> Reply | None:
         """``Pending`` for a command of the user's that was decided and is not committed, else ``None``."""
@@ -271,11 +275,14 @@ class CalendarActor:
         self._idle.clear()
         self._wake.set()
 
-    def _reply_now(self, entry: _Entry) -> Reply:
-        """The settled reply, or what can be said while the commit is overdue or not waited for."""
+    def _reply_now(self, command: Command, entry: _Entry) -> Reply:
+        """The settled reply, or what can be said while the commit is overdue or not waited for.
+
+        A ``command`` that joined an entry under its id is answered as it asked itself, not as the first one did.
+        """
         if entry.reply.done():
             return entry.reply.result()
-        if not _answered_at_once(entry):
+        if not _answered_at_once(command, entry):
             self._stalled = True
         if isinstance(entry.outcome, Rejected) or not entry.events:
             entry.abandoned = True
@@ -635,8 +642,8 @@ class _Tally:
         self._busy[patient_id] = [*others, busy]
 
 
-def _answered_at_once(entry: _Entry) -> bool:
-    return entry.command.respond_async and bool(entry.events) and isinstance(entry.outcome, Done)
+def _answered_at_once(command: Command, entry: _Entry) -> bool:
+    return command.respond_async and bool(entry.events) and isinstance(entry.outcome, Done)
 
 
 def _stored_reply(stored: StoredAnswer, command: Command) -> Done | Rejected:
