@@ -239,7 +239,7 @@ def collect_changes(calendar: Calendar, append: Append) -> None:
                     "id": closure_id,
                     "doctor_id": doctor_id,
                     "windows": [[window.location_id, window.start, window.end] for window in windows],
-                    "ends_at": max(window.end for window in windows),
+                    "ends_at": max((window.end for window in windows), default=calendar.last_event_at),
                     "created_by": calendar.closed_by[closure_id],
                     "created_at": calendar.last_event_at,
                 }

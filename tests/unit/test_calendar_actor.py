@@ -10,6 +10,7 @@ import pytest
 from actors.journal import Append, Conflict, JournalUnavailable, StaleEpoch, StoredAnswer
 from actors.messages import (
     AbortMove,
+    CloseCalendar,
     Command,
     Done,
     ExpireHolds,
@@ -145,6 +146,15 @@ async def test_sealed_texts_travel_beside_the_events() -> None:
         ("close_calendar", "closure"),
         ("publish_slots", "doctor"),
     ]
+
+
+async def test_an_absence_from_nothing_is_no_trouble() -> None:
+    house = await House().opened(HOUSE)
+
+    replies = await house.send(by_staff(CloseCalendar, doctor=HOUSE, closure_id=uid("closure"), windows=()))
+
+    assert codes(replies) == ["done"]
+    assert house.bugs == 0
 
 
 async def test_a_refused_command_brings_no_sealed_text() -> None:
