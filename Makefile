@@ -35,7 +35,7 @@ format: $(VENV)/.installed-dev ## Format, and repair what can be
 bench: $(VENV)/.installed-dev ## Compare bookings a second with a hand-written service
 	$(BIN)/python -m loadtests.bench
 
-scale: $(VENV)/.installed-dev ## Compare ten thousand doctors with ten (15 minutes)
+scale: $(VENV)/.installed-dev ## Compare ten thousand doctors with ten (5 minutes)
 	$(BIN)/python -m loadtests.scale
 
 lock: $(VENV)/.installed-dev ## Resolve the dependencies anew and pin them by hash

@@ -148,8 +148,8 @@ class Calendar:
         """Slots that are not cancelled, by start; they never overlap."""
         self.holds: dict[str, Hold] = {}
         self.appointments: dict[str, AppointmentState] = {}
-        self.by_patient: dict[str, list[str]] = {}
-        """Live appointments of each patient."""
+        self.by_patient: dict[str, tuple[str, ...]] = {}
+        """Live appointments of each patient. Tuples: most have one, and it takes half of a list."""
         self.displaced: set[str] = set()
         self.closures: dict[str, tuple[Window, ...]] = {}
         self.closed_by: dict[str, str] = {}
@@ -190,7 +190,7 @@ class Calendar:
         self.appointments[appointment.id] = appointment
         if not appointment.status.live:
             return
-        self.by_patient.setdefault(appointment.patient_id, []).append(appointment.id)
+        self.by_patient[appointment.patient_id] = (*self.by_patient.get(appointment.patient_id, ()), appointment.id)
         slot = self.slots.get(appointment.slot_id)
         if slot is not None:
             slot.appointment_id = appointment.id
@@ -232,10 +232,9 @@ class Calendar:
         if not appointment.status.live:
             return
         self.displaced.discard(appointment.id)
-        siblings = self.by_patient[appointment.patient_id]
-        siblings.remove(appointment.id)
-        if not siblings:
-            del self.by_patient[appointment.patient_id]
+        siblings = tuple(other for other in self.by_patient.pop(appointment.patient_id) if other != appointment.id)
+        if siblings:
+            self.by_patient[appointment.patient_id] = siblings
         slot = self.slots.get(appointment.slot_id)
         if slot is not None and slot.appointment_id == appointment.id:
             slot.appointment_id = None

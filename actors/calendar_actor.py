@@ -4,32 +4,27 @@ A plain class on one event loop, given its journal, policy, limits and clock; ``
 place. The text of the package (``actors``) says what holds and what each failure does.
 
 Between reading a calendar's state and changing it there is no ``await``: a batch is decided in one go, and the state it
-leads to is in place before anybody else runs. What was decided waits as an ``_Entry`` until the flush loop, the only
+leads to is in place before anybody else runs. What was decided waits as an ``Entry`` until the flush loop, the only
 one that appends, has committed it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 
 from actors.calendar import Calendar, evolve
-from actors.decisions import Busy, Decision, Facts, answer, decide
-from actors.errors import IdempotencyKeyReused, NotFound, Rejection
+from actors.decisions import Decision, Facts, answer, decide
+from actors.entries import Activation, Entry, append_of, stored_reply
+from actors.errors import NotFound, Rejection
 from actors.journal import (
-    Append,
-    AuditRow,
-    CalendarRow,
-    CommandRow,
     Conflict,
-    EventRow,
     Journal,
     JournalUnavailable,
     NewerPlacement,
@@ -37,38 +32,21 @@ from actors.journal import (
     OutcomeUnknown,
     StaleEpoch,
     StoredAnswer,
-    collect_changes,
-    move_row,
 )
 from actors.messages import (
-    COMMANDS,
-    AbortMove,
-    AppointmentBooked,
-    AppointmentMovedOut,
-    AppointmentRescheduled,
-    BookAppointment,
-    CancelAppointment,
-    CloseCalendar,
     Command,
     Done,
-    Event,
-    ExpireHolds,
     FinishMove,
-    HoldSlot,
-    MoveOut,
-    MoveRefused,
     NotDecided,
     Pending,
-    PublishSlots,
     RefusedFor,
     Rejected,
     Reply,
     Requester,
-    ReserveForMove,
     Role,
-    SlotHeld,
 )
 from actors.policy import Policy
+from actors.tally import Tally, facts_wanted
 
 log = structlog.get_logger()
 
@@ -97,46 +75,6 @@ class ActorLimits:
     retry_delay_max_s: float = 1.0
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Activation:
-    """A calendar in memory, at the epoch under which it may be changed."""
-
-    calendar: Calendar
-    epoch: int
-    committed: int
-    """The sequence that the database has."""
-    used_at: datetime
-    uncommitted: int = 0
-    """Entries that have not been settled."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Entry:
-    """A decided command on its way into the journal."""
-
-    command: Command
-    reply: asyncio.Future[Reply]
-    order: int
-    at: datetime = field(init=False)
-    events: tuple[tuple[int, Event], ...] = ()
-    """With their sequence numbers."""
-    outcome: Done | Rejected = field(init=False)
-    attempts: int = 0
-    told_pending: bool = False
-    abandoned: bool = False
-    """A refusal that nobody waits for any more."""
-
-    @property
-    def stores_answer(self) -> bool:
-        """Whether a repeat is to be answered from the command table."""
-        if isinstance(self.outcome, Rejected):
-            return self.told_pending
-        return not (
-            isinstance(self.command, ReserveForMove | AbortMove | FinishMove | ExpireHolds)
-            or (isinstance(self.command, PublishSlots | CloseCalendar) and self.command.dry_run)
-        )
-
-
 class CalendarActor:
     """Owns the calendars whose commands it is sent, each under an epoch of its own."""
 
@@ -156,12 +94,12 @@ class CalendarActor:
         self._limits = limits
         self._clock = clock
         self._generation = 0
-        self._active: dict[str, _Activation] = {}
+        self._active: dict[str, Activation] = {}
         self._activating: dict[str, asyncio.Task[None]] = {}
         self._refusing: dict[str, tuple[Reply, datetime]] = {}
         """Calendars that could not be activated: what to say, and until when not to try again."""
-        self._waiting: deque[_Entry] = deque()
-        self._by_command: dict[str, _Entry] = {}
+        self._waiting: deque[Entry] = deque()
+        self._by_command: dict[str, Entry] = {}
         """Everything decided and not settled."""
         self._orders = 0
         self._wake = asyncio.Event()
@@ -187,11 +125,11 @@ class CalendarActor:
         waits = {
             entry.reply
             for command, entry in answers
-            if isinstance(entry, _Entry) and not _answered_at_once(command, entry)
+            if isinstance(entry, Entry) and not _answered_at_once(command, entry)
         }
         if waits:
             await asyncio.wait(waits, timeout=0 if self._stalled else self._limits.commit_timeout_s)
-        return [self._reply_now(command, said) if isinstance(said, _Entry) else said for command, said in answers]
+        return [self._reply_now(command, said) if isinstance(said, Entry) else said for command, said in answers]
 
     def command_status(self, command_id: str, user_id: str) -> Reply | None:
         """``Pending`` for a command of the user's that was decided and is not committed, else ``None``."""
@@ -229,7 +167,7 @@ class CalendarActor:
 
     # Taking in: decide, or say why not. Nothing here waits.
 
-    def _take_in(self, command: Command) -> _Entry | Reply:
+    def _take_in(self, command: Command) -> Entry | Reply:
         if command.deadline is not None and command.deadline < self._clock():
             return NotDecided(why=RefusedFor.EXPIRED)
         same = self._by_command.get(command.command_id)
@@ -242,12 +180,12 @@ class CalendarActor:
         if len(self._by_command) >= self._limits.journal_backlog_max:
             return NotDecided(why=RefusedFor.OVERLOADED)
         self._orders += 1
-        entry = _Entry(command=command, reply=asyncio.get_running_loop().create_future(), order=self._orders)
+        entry = Entry(command=command, reply=asyncio.get_running_loop().create_future(), order=self._orders)
         self._decide(entry, activation, Facts())
         self._enqueue(entry, activation)
         return entry
 
-    def _decide(self, entry: _Entry, activation: _Activation, facts: Facts) -> None:
+    def _decide(self, entry: Entry, activation: Activation, facts: Facts) -> None:
         calendar = activation.calendar
         now = self._clock()
         if calendar.last_event_at is not None and calendar.last_event_at > now:
@@ -267,7 +205,7 @@ class CalendarActor:
         else:
             entry.outcome = Done(answer=answer(calendar, decision))
 
-    def _enqueue(self, entry: _Entry, activation: _Activation) -> None:
+    def _enqueue(self, entry: Entry, activation: Activation) -> None:
         activation.used_at = self._clock()
         activation.uncommitted += 1
         self._by_command[entry.command.command_id] = entry
@@ -275,7 +213,7 @@ class CalendarActor:
         self._idle.clear()
         self._wake.set()
 
-    def _reply_now(self, command: Command, entry: _Entry) -> Reply:
+    def _reply_now(self, command: Command, entry: Entry) -> Reply:
         """The settled reply, or what can be said while the commit is overdue or not waited for.
 
         A ``command`` that joined an entry under its id is answered as it asked itself, not as the first one did.
@@ -318,7 +256,7 @@ class CalendarActor:
         except JournalUnavailable:
             self._refuse(doctor_id, NotDecided(why=RefusedFor.NOT_ACTIVE))
         else:
-            activation = _Activation(
+            activation = Activation(
                 calendar=calendar, epoch=claim.epoch, committed=calendar.sequence, used_at=self._clock()
             )
             self._active[doctor_id] = activation
@@ -331,7 +269,7 @@ class CalendarActor:
             self._refusing.clear()
         self._refusing[doctor_id] = (reply, self._clock() + timedelta(seconds=self._limits.retry_delay_s))
 
-    def _finish_known_moves(self, activation: _Activation) -> None:
+    def _finish_known_moves(self, activation: Activation) -> None:
         """Before anything else is decided: take in what has been moved here, release what was refused."""
         for reservation in list(activation.calendar.reservations.values()):
             if reservation.moved is None and not reservation.aborted:
@@ -346,7 +284,7 @@ class CalendarActor:
             )
             if command.command_id in self._by_command:
                 continue
-            entry = _Entry(command=command, reply=asyncio.get_running_loop().create_future(), order=_FIRST)
+            entry = Entry(command=command, reply=asyncio.get_running_loop().create_future(), order=_FIRST)
             self._decide(entry, activation, Facts())
             self._enqueue(entry, activation)
 
@@ -391,7 +329,7 @@ class CalendarActor:
                 await self._commit(self._next_entries())
             self._idle.set()
 
-    def _next_entries(self) -> list[_Entry]:
+    def _next_entries(self) -> list[Entry]:
         """The entries of the next transaction: all, or all of one calendar that is in repeated trouble.
 
         Never some of a calendar's: the rows collected with them show its state after the last of them.
@@ -405,9 +343,9 @@ class CalendarActor:
         self._waiting.clear()
         return entries
 
-    async def _commit(self, entries: list[_Entry]) -> None:
+    async def _commit(self, entries: list[Entry]) -> None:
         """Settle the entries, or put those that must be decided again back in the queue."""
-        append = self._append_of(entries)
+        append = append_of(entries, self._active)
         delay_s = self._limits.retry_delay_s
         while True:
             try:
@@ -440,55 +378,9 @@ class CalendarActor:
             self._active[row.doctor_id].committed = row.reached
         for entry in entries:
             found = stored.get(entry.command.command_id) if isinstance(entry.outcome, Rejected) else None
-            self._settle(entry, entry.outcome if found is None else _stored_reply(found, entry.command))
+            self._settle(entry, entry.outcome if found is None else stored_reply(found, entry.command))
 
-    def _append_of(self, entries: Sequence[_Entry]) -> Append:
-        append = Append()
-        calendars: dict[str, _Activation] = {}
-        for entry in entries:
-            command = entry.command
-            activation = calendars.setdefault(command.doctor_id, self._active[command.doctor_id])
-            for sequence, event in entry.events:
-                append.events.append(
-                    EventRow(
-                        doctor_id=command.doctor_id,
-                        sequence=sequence,
-                        epoch=activation.epoch,
-                        at=entry.at,
-                        command_id=command.command_id,
-                        event=event,
-                    )
-                )
-                move = move_row(event, command.doctor_id, entry.at)
-                if move is not None:
-                    append.moves.append(move)
-                _note_checks(append, command, event, activation.calendar)
-            if isinstance(entry.outcome, Rejected):
-                append.look_up.append(command.command_id)
-            if entry.stores_answer:
-                append.commands.append(_command_row(entry))
-            if (
-                entry.events
-                and command.requester.staff
-                and not isinstance(command, AbortMove | FinishMove | ExpireHolds)
-            ):
-                append.audit.append(_audit_row(entry))
-        reached = {row.doctor_id: row.sequence for row in sorted(append.events, key=lambda row: row.sequence)}
-        for doctor_id, activation in calendars.items():
-            append.calendars.append(
-                CalendarRow(
-                    doctor_id=doctor_id,
-                    epoch=activation.epoch,
-                    expected=activation.committed,
-                    reached=reached.get(doctor_id, activation.committed),
-                    last_event_at=activation.calendar.last_event_at,
-                )
-            )
-            collect_changes(activation.calendar, append)
-        _add_sealed(append, entries)
-        return append
-
-    def _settle(self, entry: _Entry, reply: Reply) -> None:
+    def _settle(self, entry: Entry, reply: Reply) -> None:
         del self._by_command[entry.command.command_id]
         activation = self._active.get(entry.command.doctor_id)
         if activation is not None:
@@ -496,7 +388,7 @@ class CalendarActor:
         if not entry.reply.done():
             entry.reply.set_result(reply)
 
-    def _drop(self, doctor_ids: Iterable[str], entries: list[_Entry]) -> None:
+    def _drop(self, doctor_ids: Iterable[str], entries: list[Entry]) -> None:
         """Let go of calendars that someone else has claimed; their commands are to be sent again."""
         stale = set(doctor_ids)
         for entry in [*entries, *self._waiting]:
@@ -508,7 +400,7 @@ class CalendarActor:
             self._active.pop(doctor_id, None)
         log.warning("calendars_lost", calendars=len(stale))
 
-    async def _recover(self, entries: list[_Entry], *, claim: bool) -> None:
+    async def _recover(self, entries: list[Entry], *, claim: bool) -> None:
         """Load the calendars of a batch that was not (or may not have been) committed, and decide it again.
 
         Until the fresh state is there the old one goes on being decided on: nothing of it was ever told as done.
@@ -527,7 +419,7 @@ class CalendarActor:
                     fresh[doctor_id] = (await self._journal.load(doctor_id, self._clock()), epoch)
                 stored = await self._journal.look_up(entry.command.command_id for entry in entries)
                 asked_by = self._orders
-                facts = await self._journal.facts(*_facts_wanted([*entries, *self._waiting], self._active))
+                facts = await self._journal.facts(*facts_wanted([*entries, *self._waiting], self._active))
             except JournalUnavailable as failure:
                 self._stalled = True
                 log.warning("journal_unavailable", reason=str(failure), backlog=len(self._by_command))
@@ -543,7 +435,7 @@ class CalendarActor:
 
     def _decide_again(
         self,
-        entries: list[_Entry],
+        entries: list[Entry],
         doctor_ids: set[str],
         fresh: dict[str, tuple[Calendar, int]],
         stored: dict[str, StoredAnswer],
@@ -570,13 +462,13 @@ class CalendarActor:
             entry.attempts += 1
         # What is not committed together may not be decided on each other: one could be undone without the other.
         together = all(entry.attempts <= _TOGETHER_MAX for entry in again)
-        tallies: dict[str, tuple[_Tally, _Tally]] = {}
+        tallies: dict[str, tuple[Tally, Tally]] = {}
         now = self._clock()
         for entry in again:
             found = stored.get(entry.command.command_id)
             deadline = entry.command.deadline
             if found is not None:
-                self._settle(entry, _stored_reply(found, entry.command))
+                self._settle(entry, stored_reply(found, entry.command))
             elif entry.abandoned or (deadline is not None and deadline < now and not entry.told_pending):
                 # Nobody waits for it, unless a repeat has joined it meanwhile: that one is to be sent again.
                 self._settle(entry, NotDecided(why=RefusedFor.NOT_ACTIVE))
@@ -585,7 +477,7 @@ class CalendarActor:
             else:
                 activation = self._active[entry.command.doctor_id]
                 group = "" if together else entry.command.doctor_id
-                known, unknown = tallies.setdefault(group, (_Tally(facts), _Tally(Facts())))
+                known, unknown = tallies.setdefault(group, (Tally(facts), Tally(Facts())))
                 self._decide(entry, activation, (known if entry.order <= asked_by else unknown).facts)
                 known.note(entry, activation.calendar)
                 unknown.note(entry, activation.calendar)
@@ -595,170 +487,8 @@ class CalendarActor:
         self._wake.set()
 
 
-class _Tally:
-    """Facts found in the database, and what is decided on top of them in calendars that cannot see each other."""
-
-    def __init__(self, facts: Facts) -> None:
-        self._busy = {patient_id: list(busy) for patient_id, busy in facts.busy.items()}
-        self._holds = {user_id: list(holds) for user_id, holds in facts.holds.items()}
-        self._moves = dict(facts.moves)
-        self.facts = Facts(busy=self._busy, holds=self._holds, moves=self._moves)
-
-    def note(self, entry: _Entry, calendar: Calendar) -> None:
-        """Add what an entry has just made so."""
-        for _, event in entry.events:
-            match event:
-                case AppointmentBooked() | AppointmentRescheduled():
-                    appointment = calendar.appointments[event.appointment_id]
-                    self._replace(
-                        appointment.patient_id,
-                        Busy(
-                            appointment_id=appointment.id,
-                            doctor_id=calendar.doctor_id,
-                            start=appointment.start,
-                            end=appointment.end,
-                        ),
-                    )
-                case MoveRefused():
-                    self._moves[event.move_id] = "aborted"
-                case AppointmentMovedOut():
-                    self._moves[event.move_id] = "moved"
-                    self._replace(
-                        event.appointment.patient_id,
-                        Busy(
-                            appointment_id=event.appointment.id,
-                            doctor_id=event.target_doctor_id,
-                            start=event.appointment.start,
-                            end=event.appointment.end,
-                        ),
-                    )
-                case SlotHeld():
-                    self._holds.setdefault(event.user_id, []).append((calendar.doctor_id, event.expires_at))
-                case _:
-                    pass
-
-    def _replace(self, patient_id: str, busy: Busy) -> None:
-        others = [other for other in self._busy.get(patient_id, []) if other.appointment_id != busy.appointment_id]
-        self._busy[patient_id] = [*others, busy]
-
-
-def _answered_at_once(command: Command, entry: _Entry) -> bool:
+def _answered_at_once(command: Command, entry: Entry) -> bool:
     return command.respond_async and bool(entry.events) and isinstance(entry.outcome, Done)
-
-
-def _stored_reply(stored: StoredAnswer, command: Command) -> Done | Rejected:
-    """What a repeat of a command gets."""
-    if stored.fingerprint != command.fingerprint or stored.user_id != command.requester.user_id:
-        return Rejected(code=IdempotencyKeyReused.code, detail=IdempotencyKeyReused.default_detail)
-    if "rejected" in stored.answer:
-        return Rejected(**stored.answer["rejected"])
-    return Done(answer=stored.answer["done"])
-
-
-def _command_row(entry: _Entry) -> CommandRow:
-    if isinstance(entry.outcome, Rejected):
-        body: dict[str, Any] = {"rejected": {"code": entry.outcome.code, "detail": entry.outcome.detail}}
-    else:
-        body = {"done": entry.outcome.answer}
-    return CommandRow(
-        command_id=entry.command.command_id,
-        user_id=entry.command.requester.user_id,
-        fingerprint=entry.command.fingerprint,
-        answer=body,
-        at=entry.at,
-    )
-
-
-_ACTIONS = {command: re.sub(r"(?<!^)(?=[A-Z])", "_", command.__name__).lower() for command in COMMANDS}
-"""What a command is called in the audit: ``book_appointment`` and so on."""
-
-
-def _audit_row(entry: _Entry) -> AuditRow:
-    command = entry.command
-    subject, subject_id = "doctor", command.doctor_id
-    for name in ("slot_id", "closure_id", "appointment_id"):
-        if hasattr(command, name):
-            subject, subject_id = name.removesuffix("_id"), getattr(command, name)
-    return AuditRow(
-        user_id=command.requester.user_id,
-        role=command.requester.role.value,
-        action=_ACTIONS[type(command)],
-        subject=subject,
-        subject_id=subject_id,
-        override=command.override or None,
-        at=entry.at,
-    )
-
-
-def _note_checks(append: Append, command: Command, event: Event, calendar: Calendar) -> None:
-    """What the database has to see across calendars because of an event."""
-    match event:
-        case AppointmentBooked():
-            append.patients.add(event.patient_id)
-            if command.override is None:
-                append.limited_patients.add(event.patient_id)
-        case AppointmentRescheduled():
-            # One that has left meanwhile brings its patient by the event with which it left.
-            if event.appointment_id in calendar.appointments:
-                append.patients.add(calendar.appointments[event.appointment_id].patient_id)
-        case AppointmentMovedOut():
-            append.patients.add(event.appointment.patient_id)
-        case SlotHeld():
-            append.holders.add(event.user_id)
-        case _:
-            pass
-
-
-def _add_sealed(append: Append, entries: Iterable[_Entry]) -> None:
-    """Give rows what their commands brought sealed: it never passes through state or events."""
-    booked: dict[str, str] = {}
-    cancelled: dict[str, str] = {}
-    closed: dict[str, str] = {}
-    for entry in entries:
-        if not entry.events or isinstance(entry.outcome, Rejected):
-            continue
-        match entry.command:
-            case BookAppointment(reason=str(reason), appointment_id=appointment_id):
-                booked[appointment_id] = reason
-            case CancelAppointment(reason=str(reason), appointment_id=appointment_id):
-                cancelled[appointment_id] = reason
-            case CloseCalendar(reason=str(reason), closure_id=closure_id):
-                closed[closure_id] = reason
-            case _:
-                pass
-    for row in append.appointments:
-        row["reason"] = booked.get(row["id"])
-        row["cancel_reason"] = cancelled.get(row["id"])
-    for row in append.closures:
-        row["reason"] = closed.get(row["id"])
-
-
-def _facts_wanted(entries: Iterable[_Entry], active: dict[str, _Activation]) -> tuple[set[str], set[str], set[str]]:
-    """Patients, users and moves whose facts decide the entries."""
-    patients: set[str] = set()
-    users: set[str] = set()
-    moves: set[str] = set()
-    for entry in entries:
-        command = entry.command
-        match command:
-            case BookAppointment():
-                patients.add(command.patient_id)
-            case HoldSlot():
-                users.add(command.requester.user_id)
-            case MoveOut() | AbortMove():
-                moves.add(command.move_id)
-            case _:
-                pass
-        activation = active.get(command.doctor_id)
-        appointment_id = getattr(command, "appointment_id", None)
-        if activation is not None and appointment_id is not None:
-            appointment = activation.calendar.appointments.get(appointment_id)
-            if appointment is not None:
-                patients.add(appointment.patient_id)
-        for _, event in entry.events:
-            if isinstance(event, AppointmentMovedOut):
-                patients.add(event.appointment.patient_id)
-    return patients, users, moves
 
 
 def _report_death(task: asyncio.Task[None]) -> None:

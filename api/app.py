@@ -10,16 +10,14 @@ from typing import Final
 
 import structlog
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
 
 from api.accounts import router as accounts
 from api.accounts.first_admin import ensure_first_admin
 from api.administration import router as administration
 from api.directory import router as directory
 from api.directory.location_directory import LocationDirectory
+from api.documentation import add_documentation
 from api.errors import add_handlers
 from api.gate import close_gate, open_gate
 from api.middleware import BodyLimit, ClientAddress, RateLimit, RequestContext
@@ -27,7 +25,6 @@ from api.openapi import describe
 from api.operations import router as operations
 from api.operations.metrics import CountRequests, Metrics
 from api.operations.readiness import Readiness
-from api.routing import Json
 from api.scheduling import router as scheduling
 from api.scheduling import slots
 from api.scheduling.slot_owners import SlotOwners
@@ -35,12 +32,6 @@ from cluster.bootstrap import close_services, open_services
 from cluster.settings import Settings, read_settings
 from cluster.telemetry import configure_logging
 
-OPENAPI_PATH: Final = "/openapi.json"
-DOCS_POLICY: Final = (
-    "default-src 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
-    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    "frame-ancestors 'none'"
-)
 EXPOSED_HEADERS: Final = ("ETag", "Location", "Retry-After", "X-As-Of", "X-Request-ID")
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     scheduling.routes,
@@ -92,7 +83,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
     )
     add_handlers(app)
     _add_routes(app, ROUTERS)
-    _add_documentation(app)
+    add_documentation(app)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # how FastAPI says to do it
     # The last one added is the outermost.
     if settings.rate_limit:
@@ -119,21 +110,3 @@ def _add_routes(app: FastAPI, routers: Iterable[APIRouter]) -> None:
     """Take the routes themselves: ``include_router`` would match every request twice."""
     for router in routers:
         app.router.routes.extend(router.routes)
-
-
-def _add_documentation(app: FastAPI) -> None:
-    document: bytes | memoryview | None = None
-
-    async def openapi(_: Request) -> Response:
-        nonlocal document
-        if document is None:
-            document = Json(describe(app)).body
-        return Response(document, media_type="application/json", headers={"Cache-Control": "public, max-age=300"})
-
-    async def docs(_: Request) -> Response:
-        page = get_swagger_ui_html(openapi_url=OPENAPI_PATH, title="zapis")
-        page.headers["Content-Security-Policy"] = DOCS_POLICY
-        return page
-
-    app.add_route(OPENAPI_PATH, openapi, include_in_schema=False)
-    app.add_route("/docs", docs, include_in_schema=False)

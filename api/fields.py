@@ -14,9 +14,9 @@ from functools import lru_cache
 from typing import Annotated, Any, Final
 from zoneinfo import available_timezones
 
-import phonenumbers
-from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+
+from persistence.normal_forms import is_login, normal_email, normal_login, normal_phone
 
 YEAR_MIN: Final = 1900
 YEAR_MAX: Final = 2200
@@ -24,7 +24,6 @@ _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 _LOCALE: Final = re.compile(r"([A-Za-z]{2,3})(?:-([A-Za-z]{4}))?(?:-([A-Za-z]{2}|\d{3}))?", re.ASCII)
-_LOGIN_PUNCTUATION: Final = frozenset("._-@+")
 
 
 class Body(BaseModel):
@@ -111,21 +110,16 @@ def checked_login(value: str) -> str:
         ValueError
     """
     login = normal_login(value)
-    if not 3 <= len(login) <= 64:
-        raise ValueError("A login should have 3 to 64 characters.")
-    if not all(character.isalnum() or character in _LOGIN_PUNCTUATION for character in login):
-        raise ValueError("A login should consist of letters, digits and . _ - @ + only.")
+    if not is_login(login):
+        raise ValueError("A login should have 3 to 64 letters, digits and . _ - @ +.")
     return login
 
 
 def _email(value: str) -> str:
-    try:
-        checked = validate_email(value, check_deliverability=False, globally_deliverable=False)
-    except EmailNotValidError:
-        raise ValueError("This should be an e-mail address, as anna@clinic.example.") from None
-    if "." not in checked.ascii_domain or checked.ascii_domain.startswith("["):
+    address = normal_email(value)
+    if address is None:
         raise ValueError("This should be an e-mail address, as anna@clinic.example.")
-    return checked.normalized
+    return address
 
 
 def _phone(value: str) -> str:
@@ -148,24 +142,6 @@ def _locale(value: str) -> str:
     language, script, region = match.groups()
     parts = (language.lower(), script and script.title(), region and region.upper())
     return "-".join(part for part in parts if part)
-
-
-def normal_login(value: str) -> str:
-    """The form in which logins are compared."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).strip().casefold())
-
-
-def normal_phone(value: str) -> str | None:
-    """A phone number in E.164, or ``None`` where it is not one with its country code."""
-    if not value.lstrip().startswith("+"):
-        return None
-    try:
-        number = phonenumbers.parse(value, None)
-    except phonenumbers.NumberParseException:
-        return None
-    if not phonenumbers.is_possible_number(number) or number.extension:
-        return None
-    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 
 
 def rfc3339(instant: datetime) -> str:

@@ -1,9 +1,9 @@
 """What every request passes through before it reaches a route, from the outside in:
 
-``RequestContext`` gives it an id, bounds its address and headers, puts the common headers on the answer, and answers
-500 for what nobody foresaw; ``ClientAddress`` finds out who speaks behind a proxy; then CORS, around the rest, so that
-a browser may read refusals; ``BodyLimit`` bounds size and duration of the body; ``RateLimit`` counts requests of a user
-or an address.
+``RequestContext`` gives it an id, bounds its address and headers, takes HEAD for the GET that it asks about (RFC 9110,
+9.3.2; the server sends no body), puts the common headers on the answer, and answers 500 for what nobody foresaw;
+``ClientAddress`` finds out who speaks behind a proxy; then CORS, around the rest, so that a browser may read refusals;
+``BodyLimit`` bounds size and duration of the body; ``RateLimit`` counts requests of a user or an address.
 
 Plain ASGI: each costs a few microseconds, and none reads a body or holds back an answer.
 """
@@ -59,6 +59,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         started = False
 
         async def send_with_headers(message: Message) -> None:

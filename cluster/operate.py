@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -28,7 +29,7 @@ def status(settings: Settings) -> Iterator[str]:
             state = "alive" if node["Alive"] else "dead"
             yield f"node {node['NodeManagerAddress']}: {state}, {node['Resources'].get('CPU', 0):g} CPUs"
         for name in sorted(list_named_actors()):
-            yield f"actor {name}: {_ask(name)}"
+            yield f"calendar actor {name}: {_ask(name)}"
 
 
 def drain(settings: Settings) -> None:
@@ -56,9 +57,12 @@ def _connected(settings: Settings) -> Iterator[None]:
 
 def _ask(name: str) -> str:
     try:
-        answer: object = ray.get(ray.get_actor(name).status.remote(), timeout=ANSWER_TIMEOUT_S)
-    except (RayError, AttributeError) as error:
+        answer: Any = ray.get(ray.get_actor(name).status.remote(), timeout=ANSWER_TIMEOUT_S)
+    except (RayError, ValueError) as error:
         return f"does not answer ({type(error).__name__})"
-    if isinstance(answer, dict):
-        return ", ".join(f"{figure} {value}" for figure, value in answer.items())
-    return str(answer)
+    figures: dict[str, Any] = answer
+    said = (
+        f"{figures['active_calendars']} active calendars, backlog {figures['backlog']}, "
+        f"{figures['committed_commands']} commands in {figures['commits']} commits, placement {figures['generation']}"
+    )
+    return f"{said}, commits are overdue" if figures["stalled"] else said

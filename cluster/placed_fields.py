@@ -12,11 +12,9 @@ from datetime import date, time, timedelta
 from difflib import get_close_matches
 from typing import TypeVar
 
-import phonenumbers
-from email_validator import EmailNotValidError, validate_email
-
 from actors.availability import zone
 from cluster.placed_yaml import Mapping, Node, Scalar, Sequence
+from persistence.normal_forms import is_login, normal_email, normal_login, normal_phone
 
 FAULTS_MAX = 1_000
 TEXT_LENGTH_MAX = 200
@@ -256,31 +254,25 @@ def zone_name(scalar: Scalar) -> str:
 
 def login(scalar: Scalar) -> str:
     """The login as it is compared."""
-    name = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", scalar.text).casefold())
-    if not 3 <= len(name) <= 64 or not all(character.isalnum() or character in "._-@+" for character in name):
+    name = normal_login(scalar.text)
+    if not is_login(name):
         raise ValueError("must be 3 to 64 letters, digits and . _ - @ +")
     return name
 
 
 def email(scalar: Scalar) -> str:
-    try:
-        address = validate_email(scalar.text, check_deliverability=False, globally_deliverable=False)
-    except EmailNotValidError:
-        address = None
-    if address is None or "." not in (address.ascii_domain or "").strip("."):
+    address = normal_email(scalar.text)
+    if address is None:
         raise ValueError(f"{quoted(scalar.text)} is not an e-mail address")
-    return address.normalized
+    return address
 
 
 def phone(scalar: Scalar) -> str:
     """The number in E.164."""
-    try:
-        number = phonenumbers.parse(scalar.text)
-    except phonenumbers.NumberParseException:
-        number = None
-    if number is None or number.extension or not phonenumbers.is_possible_number(number):
+    number = normal_phone(scalar.text)
+    if number is None:
         raise ValueError(f"{quoted(scalar.text)} is not a phone number with its country, such as +12025550123")
-    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+    return number
 
 
 def currency(scalar: Scalar) -> str:

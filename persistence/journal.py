@@ -351,8 +351,12 @@ async def _load(connection: psycopg.AsyncConnection[TupleRow], doctor_id: str, s
     for closure_id, windows, created_by in await cursor.fetchall():
         calendar.put_closure(closure_id, tuple(_window(window) for window in windows), created_by)
     shared: dict[str, str] = {}
+    last_end = None
     cursor = await connection.execute(_SLOTS, {"doctor_id": doctor_id, "since": since})
     for slot_id, start, end, location_id, service_id, blocked, status in await cursor.fetchall():
+        if start == last_end:
+            start = last_end  # One object for both: ids and instants are most of a calendar's size.
+        last_end = end
         calendar.put_slot(
             Slot(
                 id=slot_id,

@@ -17,10 +17,10 @@ from api.accounts.sessions import check_password
 from api.accounts.verification import change_code, send_code
 from api.dependencies import PageRequest, Principal
 from api.errors import Problem, invalid
-from api.fields import normal_phone
 from api.gate import Gate
 from cluster.bootstrap import Services
 from persistence.identifiers import new_id
+from persistence.normal_forms import normal_phone
 from persistence.repositories.codes import Purpose
 from persistence.repositories.patients import SELF, OwnPatient, Patient, SearchWords, name_words
 from persistence.repositories.users import User

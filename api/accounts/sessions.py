@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from api.errors import Problem
-from api.fields import normal_login
 from api.gate import Gate
 from cluster.bootstrap import Services
 from cluster.settings import Settings
 from persistence.identifiers import new_id
+from persistence.normal_forms import normal_login
 from persistence.repositories.tokens import Session
 from persistence.repositories.users import User
 from persistence.unit_of_work import UnitOfWork

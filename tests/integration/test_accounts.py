@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -269,7 +270,17 @@ async def test_the_interface_is_described(api: Application) -> None:
         assert operation["responses"]["429"]["headers"]["Retry-After"], operation["operationId"]
         assert operation.get("summary"), operation["operationId"]
     assert schema["paths"]["/v1/me"]["get"]["security"] == [{"bearer": []}]
-    assert (await api.http.get("/docs")).status_code == 200
+
+
+async def test_the_page_of_the_interface_needs_no_other_host(api: Application) -> None:
+    page = await api.http.get("/docs")
+    assert page.status_code == 200
+    needed = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(needed) == 5
+    for address in needed:
+        if address != "data:,":
+            assert (await api.http.get(f"/{address}")).status_code == 200, address
+    assert "http" not in page.headers["content-security-policy"]
 
 
 # Tokens

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 import uvicorn
 
 from cluster.settings import Settings
@@ -85,3 +86,12 @@ async def test_what_a_connection_may_bring(settings: Settings) -> None:
         await answers(400, REGISTER + b"Content-Length: 99999999999999999999999\r\n\r\n")
         await answers(400, REGISTER + b"Content-Length: -5\r\n\r\n")
         await answers(400, REGISTER + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+
+async def test_head_is_answered_as_get_without_its_body(settings: Settings) -> None:
+    async with served(settings) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        for path, status in (("/healthz", 200), ("/v1/locations", 200), ("/v1/me", 401), ("/v1/auth/token", 405)):
+            got, headed = await client.get(path), await client.head(path)
+            assert got.status_code == headed.status_code == status, path
+            assert headed.content == b""
+            assert headed.headers["content-length"] == str(len(got.content))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from actors import calendar_actor, decisions
+from actors import decisions, entries
 from actors.calendar import Calendar
 from actors.calendar_actor import CalendarActor
 from actors.journal import Append, Claim, Conflict, JournalUnavailable, OutcomeUnknown, StoredAnswer
@@ -232,7 +232,7 @@ MUTANTS = (
         4,
         "stores no answers",
         a_repeat_has_one_effect,
-        patches=((calendar_actor._Entry, "stores_answer", False),),
+        patches=((entries.Entry, "stores_answer", False),),
     ),
     Mutant(5, "says no at once", no_reply_reveals_what_may_be_undone, actor=SaysNoAtOnce),
     Mutant(5, "does not decide again what waits", no_reply_reveals_what_may_be_undone, actor=LeavesWhatWaits),

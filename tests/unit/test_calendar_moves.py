@@ -284,7 +284,7 @@ def test_the_target_takes_the_visit_in_as_it_is() -> None:
     assert answer["appointment"]["version"] == 5
     assert story.slot_status("s0") == "booked"
     assert story.calendar.reservations == {}
-    assert story.calendar.by_patient == {"patient anna": ["a9"]}
+    assert story.calendar.by_patient == {"patient anna": ("a9",)}
 
 
 def test_the_target_frees_the_slot_when_the_source_refused() -> None:
