@@ -26,7 +26,7 @@ def open_database(database_url: str, *, pool_max: int, statement_timeout_s: floa
     """An engine of at most ``pool_max`` connections; connects on first use.
 
     Every connection gives up on a statement after ``statement_timeout_s`` and on a lock or an idle transaction
-    after the same time, so a stuck peer cannot hold a request for ever.
+    after the same time, so a stuck peer cannot hold a request for ever; nor can one that has gone silent (``CONNECT``).
     """
     timeout_ms = int(statement_timeout_s * 1000)
     options = (
@@ -40,7 +40,7 @@ def open_database(database_url: str, *, pool_max: int, statement_timeout_s: floa
         pool_timeout=statement_timeout_s,
         pool_pre_ping=True,
         hide_parameters=True,  # They may be personal, and errors are logged.
-        connect_args={"options": options, "connect_timeout": 5, "application_name": "zapis-api"},
+        connect_args={"options": options, "application_name": "zapis-api", **CONNECT},
     )
 
 
