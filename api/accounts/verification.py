@@ -1,4 +1,7 @@
-"""Codes that were sent: to verify an address, or to set a new password."""
+"""Codes that were sent: to verify an address, or to set a new password.
+
+Whatever sends, redeems or voids a code locks its user first: two requests of one user never wait for each other.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,8 @@ async def verify_email(services: Services, gate: Gate, code: str, *, address: st
     gate.limits.admit(gate.codes, address)
     now = datetime.now(UTC)
     async with services.unit_of_work() as work:
-        user_id = await work.codes.redeem(Purpose.EMAIL, code, now=now)
-        user = None if user_id is None else await work.users.get(user_id, lock=True)
-        if user is None:
-            raise _bad_code()
+        user = await _holder(work, Purpose.EMAIL, code, lock=True)
+        await _redeem(work, Purpose.EMAIL, code, user)
         await work.users.set_profile(replace(user, email_verified=True), now=now)
 
 
@@ -51,13 +52,12 @@ async def verify_phone(services: Services, gate: Gate, user_id: str, code: str, 
     gate.limits.admit(gate.codes, address)
     now = datetime.now(UTC)
     async with services.unit_of_work() as work:
-        right = await work.codes.redeem_short(
+        user = await work.users.get(user_id, lock=True)
+        right = user is not None and await work.codes.redeem_short(
             user_id, Purpose.PHONE, code, now=now, attempts_max=services.settings.phone_code_attempts_max
         )
-        if right:
-            user = await work.users.get(user_id, lock=True)
-            if user is not None:
-                await work.users.set_profile(replace(user, phone_verified=True), now=now)
+        if user is not None and right:
+            await work.users.set_profile(replace(user, phone_verified=True), now=now)
     if not right:  # Raised out here, so that the attempt is kept.
         raise _bad_code()
 
@@ -115,12 +115,11 @@ async def reset_password(services: Services, gate: Gate, reset: schemas.Reset, *
     """
     gate.limits.admit(gate.codes, address)
     async with services.unit_of_work() as work:
-        user = await _holder(work, reset.code)
+        user = await _holder(work, Purpose.PASSWORD, reset.code)
     password_hash = await hash_new_password(gate.passwords, reset.password, login=user.login)
-    now = datetime.now(UTC)
     async with services.unit_of_work() as work:
-        if await work.codes.redeem(Purpose.PASSWORD, reset.code, now=now) is None:
-            raise _bad_code()
+        user = await _holder(work, Purpose.PASSWORD, reset.code, lock=True)
+        await _redeem(work, Purpose.PASSWORD, reset.code, user)
         await work.users.set_password(user.id, password_hash)
         await end_sessions(work, user.id)
         await work.audit.record(
@@ -163,12 +162,19 @@ async def _code_wait_s(work: UnitOfWork, settings: Settings, user_id: str, purpo
     return max(0.0, settings.code_interval_s - age_s)
 
 
-async def _holder(work: UnitOfWork, code: str) -> User:
-    user_id = await work.codes.holder(Purpose.PASSWORD, code, now=datetime.now(UTC))
-    user = None if user_id is None else await work.users.get(user_id)
-    if user is None or user.disabled_at is not None:
+async def _holder(work: UnitOfWork, purpose: Purpose, code: str, *, lock: bool = False) -> User:
+    """The user whose good code this is; ``lock`` keeps others from changing the user, not the code."""
+    user_id = await work.codes.holder(purpose, code, now=datetime.now(UTC))
+    user = None if user_id is None else await work.users.get(user_id, lock=lock)
+    if user is None or (purpose is Purpose.PASSWORD and user.disabled_at is not None):
         raise _bad_code()
     return user
+
+
+async def _redeem(work: UnitOfWork, purpose: Purpose, code: str, user: User) -> None:
+    """Use up the code of a user who is locked; what was good before may have been voided meanwhile."""
+    if await work.codes.redeem(purpose, code, now=datetime.now(UTC)) != user.id:
+        raise _bad_code()
 
 
 def _bad_code() -> Problem:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -715,6 +716,42 @@ async def test_a_reset_sets_the_password_once_and_ends_every_session(api: Applic
     won = next(n for n, answer in enumerate(answers) if answer.status_code == 204)
     headers = await api.sign_in("anna.petrova", f"{NEW_PASSWORD}{won}")
     assert (await api.http.get("/v1/me", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+async def test_a_code_is_redeemed_while_its_user_has_another_one_sent(api: Application, purpose: Purpose) -> None:
+    """Both lock the user first: neither is a deadlock's victim, and the code that was voided is none any more."""
+    user = await verified(api, "anna.petrova") if purpose is Purpose.PASSWORD else await api.register("anna.petrova")
+    headers = await api.sign_in("anna.petrova")
+    if purpose is Purpose.PASSWORD:
+        await api.http.post("/v1/auth/password/forgot", json={"login": "anna.petrova"})
+    (code,) = await api.sent_codes(user["id"], purpose)
+    path, body = {
+        Purpose.EMAIL: ("/v1/auth/verify", {"code": code}),
+        Purpose.PHONE: ("/v1/auth/verify", {"channel": "phone", "code": code}),
+        Purpose.PASSWORD: ("/v1/auth/password/reset", {"code": code, "password": NEW_PASSWORD}),
+    }[purpose]
+
+    async with api.services.unit_of_work() as sending:
+        await sending.users.get(user["id"], lock=True)
+        redeeming = asyncio.create_task(api.http.post(path, json=body, headers=headers))
+        await waiting_for_a_lock(api)
+        await sending.codes.void(user["id"], purpose, now=datetime.now(UTC))
+
+    assert pointers(await redeeming) == {"/code"}
+
+
+async def waiting_for_a_lock(api: Application) -> None:
+    """Return once some transaction in this database waits for another."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(10):
+        while True:
+            async with api.services.unit_of_work() as work:
+                if await work.connection.scalar(waiting):
+                    return
+            await asyncio.sleep(0.02)
 
 
 # One's own account
