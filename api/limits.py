@@ -110,6 +110,7 @@ class Limits:
     def start(self) -> None:
         """Share the counts from now on."""
         self._running = asyncio.create_task(self._run(), name="limits")
+        self._running.add_done_callback(_report)
 
     async def stop(self) -> None:
         """Share them no more."""
@@ -166,3 +167,8 @@ class Limits:
                 self._unsent.pop(key, None)
                 count = self._counts[key] = _Count(window, before=before)
         return count
+
+
+def _report(running: asyncio.Task[None]) -> None:
+    if not running.cancelled() and (error := running.exception()) is not None:
+        log.error("limits_not_shared_any_more", exc_info=error)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisAway
+from structlog.testing import capture_logs
 
 from api import limits
 from api.limits import Limit, Limits
@@ -130,6 +133,26 @@ async def test_without_redis_each_process_goes_on_by_itself_and_tells_later() ->
     shared.away = False
     await one.share()
     assert sum(shared.counts.values()) == 10
+
+
+async def test_it_is_told_when_counts_are_shared_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(SharedCounts):
+        async def execute(self) -> list[Any]:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(limits, "SYNC_INTERVAL_S", 0)
+    ours = process(Broken(), Clock())
+    ours.take(TEN, "anna")
+    with capture_logs() as logs:
+        ours.start()
+        async with asyncio.timeout(10):
+            while not logs:
+                await asyncio.sleep(0)
+    await ours.stop()
+
+    assert [(entry["event"], type(entry["exc_info"])) for entry in logs] == [
+        ("limits_not_shared_any_more", ZeroDivisionError)
+    ]
 
 
 def test_no_more_is_remembered_than_there_is_room_for() -> None:
