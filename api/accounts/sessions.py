@@ -87,7 +87,10 @@ async def refresh(services: Services, gate: Gate, refresh_token: str) -> Tokens:
 
 
 async def log_out(services: Services, refresh_token: str) -> None:
-    """End the session that the token belongs to, if there is one."""
+    """End the session that the token belongs to, if there is one.
+
+    Its last access token stays good until it expires: to end it is to end those of all the user's sessions.
+    """
     async with services.unit_of_work() as work:
         session = await work.refresh_tokens.find(_token_hash(refresh_token))
         if session is not None:
@@ -95,10 +98,13 @@ async def log_out(services: Services, refresh_token: str) -> None:
             await work.refresh_tokens.revoke_family(session.family_id, now=datetime.now(UTC))
 
 
-async def end_sessions(work: UnitOfWork, user_id: str) -> None:
-    """Make every token of a user useless; ``gate.principals.forget`` afterwards makes it so in this process at once."""
+async def end_sessions(work: UnitOfWork, user_id: str, *, but_family: str | None = None) -> None:
+    """Make every token of a user useless; ``gate.principals.forget`` afterwards makes it so in this process at once.
+
+    ``but_family`` is a session that goes on: its access token is useless too, its refresh token gives a new one.
+    """
     await work.users.end_sessions(user_id)
-    await work.refresh_tokens.revoke_all(user_id, now=datetime.now(UTC))
+    await work.refresh_tokens.revoke_all(user_id, now=datetime.now(UTC), but_family=but_family)
 
 
 async def check_password(services: Services, gate: Gate, login: str, password_hash: str | None, password: str) -> None:
