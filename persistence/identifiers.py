@@ -1,4 +1,4 @@
-"""New identifiers: UUIDv7 strings (RFC 9562, section 5.7), so that ids made later sort later and indexes stay warm."""
+"""Identifiers: UUIDv7 strings (RFC 9562, section 5.7), so that ids made later sort later and indexes stay warm."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def new_id() -> str:
         random = next(_drawn, None)
     at = f"{time.time_ns() // 1_000_000:012x}"
     return f"{at[:8]}-{at[8:]}-7{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[7:19]}"
+
+
+def lock_key(identifier: str) -> int:
+    """A 63-bit key for an advisory lock: the low, random bits of an id. The journal locks patients and users by it."""
+    return int(identifier[-17:].replace("-", ""), 16) & (1 << 63) - 1
 
 
 def _draw() -> None:

@@ -13,7 +13,7 @@ from typing import Final
 from actors.messages import Role
 from api.accounts import schemas
 from api.accounts.passwords import check_new_password, hash_new_password
-from api.accounts.sessions import check_password
+from api.accounts.sessions import check_password, end_sessions
 from api.accounts.verification import change_code, send_code
 from api.dependencies import PageRequest, Principal
 from api.errors import Problem, invalid
@@ -120,7 +120,7 @@ async def get_user(services: Services, user_id: str) -> User:
 async def change_profile(services: Services, gate: Gate, principal: Principal, change: schemas.ProfileChange) -> User:
     """The account with what was to be different; a new address has to be verified anew.
 
-    A new password ends every other session.
+    A new password ends every other session, and every access token: the caller's refresh token gives a new one.
 
     Raises:
         Problem: 422, ``forbidden``, ``rate_limited``.
@@ -160,11 +160,13 @@ async def change_profile(services: Services, gate: Gate, principal: Principal, c
             await change_code(work, services.settings, changed, Purpose.PHONE)
         if password_hash is not None:
             await work.users.set_password(user.id, password_hash)
-            await work.refresh_tokens.revoke_all(user.id, now=now, but_family=principal.session_id)
+            await end_sessions(work, user.id, but_family=principal.session_id)
             await work.codes.void(user.id, Purpose.PASSWORD, now=now)
             await work.audit.record(
                 user_id=user.id, role=user.role, action="change_password", subject="user", subject_ids=[user.id]
             )
+    if password_hash is not None:
+        gate.principals.forget(principal.user_id)
     return changed
 
 
@@ -185,6 +187,7 @@ async def erase(services: Services, gate: Gate, principal: Principal) -> None:
         if user is None:
             raise Problem("unauthenticated")
         patient_ids = await work.patients.only_of(user.id)
+        await work.patients.lock(patient_ids)
         if await work.patients.live_appointments(patient_ids, now=now):
             raise Problem("live_appointments")
         await work.patients.erase(patient_ids)

@@ -10,6 +10,7 @@ from datetime import date, datetime
 from sqlalchemy import Row, Select, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from persistence.identifiers import lock_key
 from persistence.sealed import DataKey, Vault, patient_owner, place
 from persistence.tables import appointment, patient, user_patient
 
@@ -118,6 +119,14 @@ class Patients:
             statement = statement.where(patient.c.id > after)
         rows = await self._connection.execute(statement.order_by(patient.c.id).limit(limit))
         return [self._opened(row) for row in rows]
+
+    async def lock(self, patient_ids: Iterable[str]) -> None:
+        """Keep every calendar from writing a visit of these patients until this transaction ends.
+
+        The locks are those that the journal takes, in its order.
+        """
+        for key in sorted(lock_key(patient_id) for patient_id in patient_ids):
+            await self._connection.execute(select(func.pg_advisory_xact_lock(key)))
 
     async def live_appointments(self, patient_ids: Sequence[str], *, now: datetime) -> int:
         """How many visits these patients still have before them."""

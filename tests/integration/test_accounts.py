@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,12 +20,17 @@ from actors.messages import Role
 from api.accounts import service, sessions, verification
 from api.accounts.create_admin import make as make_admin
 from api.app import create_app
+from api.dependencies import authenticate
+from api.errors import Problem
+from api.principals import TTL_S, PrincipalCache
 from cluster.embedded import EmbeddedPostgres
 from cluster.settings import Settings, SettingsError
 from persistence.identifiers import new_id
+from persistence.journal import _lock_key
 from persistence.repositories.codes import Purpose
 from persistence.repositories.users import LoginTaken
 from persistence.tables import app_user, appointment, audit, patient, refresh_token, signing_key
+from persistence.unit_of_work import UnitOfWork
 from tests.integration.application import PASSWORD, Application, bearer, registration, running
 
 NEW_PASSWORD = "Another-Horse-10"
@@ -811,8 +817,27 @@ async def test_a_new_password_ends_every_other_session(api: Application) -> None
     answer = await api.http.patch("/v1/me", json=change, headers=bearer(here["access_token"]))
     assert answer.status_code == 200
     problem(await refreshed(api, elsewhere["refresh_token"]), 401, "unauthenticated")
-    assert (await refreshed(api, here["refresh_token"])).status_code == 200
-    await api.sign_in("anna.petrova", NEW_PASSWORD)
+    for ended in (elsewhere, here):
+        problem(await api.http.get("/v1/me", headers=bearer(ended["access_token"])), 401, "unauthenticated")
+    renewed = await refreshed(api, here["refresh_token"])
+    assert renewed.status_code == 200
+    for headers in (bearer(renewed.json()["access_token"]), await api.sign_in("anna.petrova", NEW_PASSWORD)):
+        assert (await api.http.get("/v1/me", headers=headers)).status_code == 200
+
+
+async def test_a_new_password_ends_access_tokens_in_other_processes_once_they_read_anew(api: Application) -> None:
+    await api.register("anna.petrova")
+    token = (await api.tokens("anna.petrova"))["access_token"]
+    now = 0.0
+    known_there = PrincipalCache(api.services.lookups.access, clock=lambda: now)
+    elsewhere = replace(api.app.state.gate, principals=known_there)
+    await authenticate(elsewhere, token)
+    change = {"password": NEW_PASSWORD, "current_password": PASSWORD}
+    assert (await api.http.patch("/v1/me", json=change, headers=bearer(token))).status_code == 200
+    now = TTL_S
+    with pytest.raises(Problem, match="unauthenticated"):
+        await authenticate(elsewhere, token)
+    await known_there.close()
 
 
 async def test_patients_to_book_for(settings: Settings) -> None:
@@ -898,24 +923,39 @@ async def test_who_erases_themselves_is_gone_and_the_login_free(api: Application
 async def test_nobody_erases_themselves_with_a_visit_before_them(api: Application) -> None:
     user = await api.register("anna.petrova")
     headers = await api.sign_in("anna.petrova")
-    visit = {name: new_id() for name in ("id", "doctor_id", "slot_id", "location_id")}
     async with api.services.unit_of_work() as work:
-        await work.connection.execute(
-            appointment.insert().values(
-                **visit,
-                patient_id=user["patient_id"],
-                booked_by=user["id"],
-                starts_at=text("now() + interval '1 day'"),
-                ends_at=text("now() + interval '2 days'"),
-                status="booked",
-                live=True,
-                version=1,
-                created_at=func.now(),
-                updated_at=func.now(),
-            )
-        )
+        await write_visit(work, user)
     problem(await api.http.delete("/v1/me", headers=headers), 409, "live_appointments")
     assert (await api.http.get("/v1/me", headers=headers)).status_code == 200
+
+
+async def test_nobody_erases_themselves_past_a_visit_that_is_being_written(api: Application) -> None:
+    user = await api.register("anna.petrova")
+    headers = await api.sign_in("anna.petrova")
+    async with api.services.unit_of_work() as journal:
+        await journal.connection.execute(select(func.pg_advisory_xact_lock(_lock_key(user["patient_id"]))))
+        erasing = asyncio.create_task(api.http.delete("/v1/me", headers=headers))
+        await waiting_for_a_lock(api)
+        await write_visit(journal, user)
+    problem(await erasing, 409, "live_appointments")
+
+
+async def write_visit(work: UnitOfWork, user: dict[str, Any]) -> None:
+    visit = {name: new_id() for name in ("id", "doctor_id", "slot_id", "location_id")}
+    await work.connection.execute(
+        appointment.insert().values(
+            **visit,
+            patient_id=user["patient_id"],
+            booked_by=user["id"],
+            starts_at=text("now() + interval '1 day'"),
+            ends_at=text("now() + interval '2 days'"),
+            status="booked",
+            live=True,
+            version=1,
+            created_at=func.now(),
+            updated_at=func.now(),
+        )
+    )
 
 
 # Staff
