@@ -63,6 +63,11 @@ class Principal:
         """As the calendar knows them."""
         return Requester(user_id=self.user_id, role=self.role)
 
+    def requester_in(self, doctor_id: str) -> Requester:
+        """As that doctor's calendar knows them: in another doctor's, a doctor is a patient like any other."""
+        own = self.role is not Role.DOCTOR or self.doctor_id == doctor_id
+        return self.requester if own else Requester(user_id=self.user_id, role=Role.PATIENT)
+
     def books_for(self, patient_id: str) -> bool:
         """Whether the patient is one of their own."""
         return patient_id in self.patient_keys

@@ -42,7 +42,11 @@ VisitCommand = type[RecordArrival] | type[FulfilAppointment] | type[RecordNoShow
 
 
 class Scheduling:
-    """Serves one request about holds or appointments."""
+    """Serves one request about holds or appointments.
+
+    A doctor is staff in their own calendar. In another's they do as a person what any patient may: see, move and cancel
+    the visits of their own patients, within the cut-offs, but not book.
+    """
 
     def __init__(self, request: Request, principal: Principal) -> None:
         self._request = request
@@ -56,9 +60,8 @@ class Scheduling:
     async def hold(self, body: schemas.HoldRequest, key: str | None, prefer: str | None) -> dict[str, Any]:
         """Keep a slot for the caller."""
         doctor_id = await self._doctor_of(body.slot_id)
-        command = HoldSlot(
-            **self._header(doctor_id, body.model_dump(), key, prefer=prefer), hold_id=new_id(), slot_id=body.slot_id
-        )
+        header = self._addressed(self._header(doctor_id, body.model_dump(), key, prefer=prefer), doctor_id)
+        command = HoldSlot(**header, hold_id=new_id(), slot_id=body.slot_id)
         answer = await commands.run(self._services, command, key=key)
         held: dict[str, Any] = dict(answer["hold"])
         held["expires_at"] = _instant(held["expires_at"])
@@ -75,7 +78,8 @@ class Scheduling:
             held = await Appointments(work.connection).hold(hold_id)
         if held is None or held.user_id != self._principal.user_id:
             raise Problem("not_found")
-        await commands.run(self._services, ReleaseHold(**self._header(held.doctor_id, None, None), hold_id=hold_id))
+        header = self._addressed(self._header(held.doctor_id, None, None), held.doctor_id)
+        await commands.run(self._services, ReleaseHold(**header, hold_id=hold_id))
 
     # Appointments
 
@@ -117,11 +121,16 @@ class Scheduling:
         key: str | None,
         prefer: str | None,
     ) -> dict[str, Any]:
-        """Move a visit to another slot, of the same doctor or of another."""
+        """Move a visit to another slot, of the same doctor or of another.
+
+        An override counts in both calendars, so only who is staff in both may give a reason for one.
+        """
         target_doctor_id = await self._doctor_of(body.slot_id)
-        header = self._header(target_doctor_id, body.model_dump(), key, body.override_reason, prefer)
+        unaddressed = self._header(target_doctor_id, body.model_dump(), key, body.override_reason, prefer)
 
         async def send(row: AppointmentRow) -> Mapping[str, Any]:
+            self._addressed(unaddressed, target_doctor_id)
+            header = self._addressed(unaddressed, row.doctor_id) | {"doctor_id": target_doctor_id}
             if row.doctor_id == target_doctor_id:
                 return await commands.run(
                     self._services,
@@ -147,7 +156,7 @@ class Scheduling:
             )
             return commands.answer_of(await self._services.moves.move(reserve))
 
-        return await self._follow(appointment_id, send, header, key)
+        return await self._follow(appointment_id, send, unaddressed, key)
 
     async def cancel(
         self,
@@ -165,7 +174,7 @@ class Scheduling:
 
         async def send(row: AppointmentRow) -> Mapping[str, Any]:
             command = CancelAppointment(
-                **header | {"doctor_id": row.doctor_id}, appointment_id=row.id, reason=sealed, if_version=if_version
+                **self._addressed(header, row.doctor_id), appointment_id=row.id, reason=sealed, if_version=if_version
             )
             return await commands.run(self._services, command, key=key)
 
@@ -178,7 +187,10 @@ class Scheduling:
         header = self._header("", None, key, prefer=prefer)
 
         async def send(row: AppointmentRow) -> Mapping[str, Any]:
-            command = kind(**header | {"doctor_id": row.doctor_id}, appointment_id=row.id, if_version=if_version)
+            addressed = self._addressed(header, row.doctor_id)
+            if not addressed["requester"].staff:
+                raise Problem("forbidden", "A doctor notes this in their own calendar.")
+            command = kind(**addressed, appointment_id=row.id, if_version=if_version)
             return await commands.run(self._services, command, key=key)
 
         return await self._follow(appointment_id, send, header, key)
@@ -236,6 +248,17 @@ class Scheduling:
             override_reason=override_reason,
             prefer=prefer,
         )
+
+    def _addressed(self, header: Mapping[str, Any], doctor_id: str) -> dict[str, Any]:
+        """The header for that doctor's calendar, from the caller as what they are in it.
+
+        Raises:
+            Problem: 403, they give an override reason and are no staff there.
+        """
+        requester = self._principal.requester_in(doctor_id)
+        if header["override"] is not None and not requester.staff:
+            raise Problem("forbidden", "A doctor passes a cut-off or a limit in their own calendar only.")
+        return {**header, "doctor_id": doctor_id, "requester": requester}
 
     async def _doctor_of(self, slot_id: str) -> str:
         try:

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from persistence.identifiers import new_id
 from tests.integration.practice import (
@@ -199,6 +200,67 @@ async def test_a_doctor_sees_the_visits_of_their_own_calendar_only(practice: Pra
         assert refusal(answer) == "404 not_found", how
     moved = await practice.send(wilson, "POST", f"/v1/appointments/{visit['id']}/reschedule", {"slot_id": other})
     assert refusal(moved) == "404 not_found"
+
+
+async def test_a_doctor_is_a_patient_like_any_other_in_another_calendar(practice: Practice) -> None:
+    house, (own, *_) = await practice.doctor_with_slots(first=days_on(4))
+    _, (one, two, three, _) = await practice.doctor_with_slots()
+    _, (third, *_) = await practice.doctor_with_slots(first=days_on(5))
+    mila = await practice.post(house, "/v1/me/patients", {"name": "Mila House", "birth_date": "2019-06-02"}, expect=201)
+    visit = await practice.book(practice.admin, one, patient_id=mila["id"])
+    path = f"/v1/appointments/{visit['id']}"
+    why = {"override_reason": "It is my child"}
+
+    for how in ("arrive", "fulfil", "no-show"):
+        assert refusal(await practice.send(house, "POST", f"{path}/{how}")) == "403 forbidden", how
+    for slot in (two, third, own):
+        assert refusal(await practice.send(house, "POST", f"{path}/reschedule", {"slot_id": slot} | why)) == (
+            "403 forbidden"
+        )
+    assert refusal(await practice.send(house, "POST", f"{path}/cancel", why)) == "403 forbidden"
+    assert refusal(
+        await practice.send(house, "POST", "/v1/appointments", {"slot_id": two, "patient_id": mila["id"]})
+    ) == ("403 forbidden")
+    assert await practice.get(practice.admin, path) == visit
+
+    hold = await practice.post(house, "/v1/holds", {"slot_id": two}, expect=201)
+    moved = await practice.change(house, visit, "reschedule", {"slot_id": two, "hold_id": hold["id"]})
+    moved = await practice.change(house, moved, "reschedule", {"slot_id": third})
+    cancelled = await practice.change(house, moved, "cancel")
+    assert (cancelled["status"], cancelled["version"]) == ("cancelled", 4)
+    assert await _cancelled_by(practice, visit["id"]) == "patient"
+    trail = (await practice.get(practice.admin, "/v1/admin/audit"))["items"]
+    assert house.user_id not in {entry["user_id"] for entry in trail}, "nothing of it was done as staff"
+    # A slot of their own calendar does not make staff of them where the visit is.
+    again = await practice.book(practice.admin, three, patient_id=mila["id"])
+    assert (await practice.change(house, again, "reschedule", {"slot_id": own}))["doctor_id"] == house.doctor_id
+    assert (await practice.change(house, again, "arrive"))["status"] == "arrived", "now it is in their own"
+
+
+async def test_a_doctor_overrides_nothing_in_the_calendar_that_a_visit_goes_to(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    house, (one, *_) = await practice.doctor_with_slots()
+    _, (elsewhere, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = await practice.book(anna, one)
+    body = {"slot_id": elsewhere}
+    path = f"/v1/appointments/{visit['id']}/reschedule"
+
+    refused = await practice.send(house, "POST", path, body | {"override_reason": "I am away"})
+    assert refusal(refused) == "403 forbidden"
+    assert (await practice.change(house, visit, "reschedule", body))["slot_id"] == elsewhere
+
+
+async def _cancelled_by(practice: Practice, appointment_id: str) -> str:
+    """As what somebody cancelled a visit, by the journal."""
+    async with practice.api.services.unit_of_work() as work:
+        by = await work.connection.scalar(
+            text(
+                "SELECT payload ->> 'by' FROM event"
+                " WHERE kind = 'AppointmentCancelled' AND payload ->> 'appointment_id' = :id"
+            ),
+            {"id": appointment_id},
+        )
+    return str(by)
 
 
 async def test_what_nobody_can_book(practice: Practice) -> None:
