@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -33,12 +33,15 @@ from persistence.identifiers import new_id
 from persistence.repositories.appointments import AppointmentRow, Appointments, AppointmentSearch, HoldRow
 from persistence.repositories.patients import Patient
 from persistence.sealed import DataKey, Unreadable, patient_owner, place
+from persistence.unit_of_work import UnitOfWork
 
 ATTEMPTS_MAX = 4
 """How often a command follows an appointment that is moving from calendar to calendar."""
 _MOVES = uuid.UUID("01a203db-5120-7014-85d5-19da62801f5c")
 
 VisitCommand = type[RecordArrival] | type[FulfilAppointment] | type[RecordNoShow]
+Send = Callable[[AppointmentRow], Awaitable[Mapping[str, Any]]]
+"""Sends a command about an appointment to the calendar that has it; gives the answer."""
 
 
 class Scheduling:
@@ -317,7 +320,7 @@ class Scheduling:
                 return principal.books_for(row.patient_id)
 
     async def _follow(
-        self, appointment_id: str, send: Any, header: Mapping[str, Any], key: str | None
+        self, appointment_id: str, send: Send, header: Mapping[str, Any], key: str | None
     ) -> dict[str, Any]:
         """Send a command to the calendar that has the appointment, and after it where it has gone meanwhile.
 
@@ -410,7 +413,7 @@ class Scheduling:
             "updated_at": _instant(plain["updated_at"]),
         }
 
-    async def _reason(self, work: Any, row: AppointmentRow) -> str | None:
+    async def _reason(self, work: UnitOfWork, row: AppointmentRow) -> str | None:
         if row.sealed_reason is None:
             return None
         keys = await work.patients.wrapped_keys([row.patient_id])
