@@ -1,14 +1,22 @@
 """Does on time what no request does: ends overdue holds, drives on moves left behind, forgets old answers.
 
-Every API process runs one; an advisory lock in PostgreSQL lets one of them act at a time. Nothing depends on it for
-being right: an overdue hold reads as free without it, and a move left behind stays as its row says.
+Every API process runs one; an advisory lock in PostgreSQL lets one of them look at a time. Nothing depends on it for
+being right: an overdue hold reads as free without it, and a move left behind stays as its row says. Two that act on the
+same hold or move at once do no harm either: calendars decide.
+
+A round looks what is due and has it begun. It waits for none of it and keeps no connection meanwhile: a calendar that
+does not answer delays no other. What fails in a way that nobody foresaw, in a round or in what it began, is logged
+with its traceback, and the next round comes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 import structlog
 from sqlalchemy import text
@@ -25,8 +33,13 @@ log = structlog.get_logger()
 LEADER_LOCK = 0x7A61_7069_7374
 ROUND_S = 1.0
 STOP_TIMEOUT_S = 2.0
-BATCH_MAX = 200
-"""Calendars woken, moves driven on and rows deleted of a kind in one round."""
+CALENDARS_MAX = 200
+"""Calendars that are told at once to end their overdue holds."""
+MOVES_MAX = 16
+"""Moves driven on at once."""
+ROWS_MAX = 200
+"""Rows of a kind that are forgotten in one round."""
+SEND_DEADLINE = timedelta(seconds=5)
 MOVE_LEFT_BEHIND = timedelta(seconds=15)
 ANSWERS_KEPT = timedelta(days=7)
 
@@ -38,64 +51,58 @@ class Supervisor:
         self._database = database
         self._calendars = calendars
         self._moves = moves
-        self._task: asyncio.Task[None] | None = None
+        self._rounds: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._expiring = _UnderWay("expiring holds of", self._expire_holds, most=CALENDARS_MAX)
+        self._moving = _UnderWay("driving on move", self._drive_on, most=MOVES_MAX)
 
     def start(self) -> None:
         """Begin to make rounds."""
-        self._task = asyncio.create_task(self._make_rounds(), name="supervisor")
-        self._task.add_done_callback(_report_death)
+        self._rounds = _task(self._make_rounds(), name="supervisor")
 
     async def stop(self) -> None:
-        """Make no more rounds; one that does not end by itself in ``STOP_TIMEOUT_S`` is cut off."""
+        """Make no more rounds; what does not end by itself in ``STOP_TIMEOUT_S`` is cut off."""
         self._stopping.set()
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=STOP_TIMEOUT_S)
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=STOP_TIMEOUT_S)
+        if self._rounds is not None:
+            await _end({self._rounds})
+        await _end(self._expiring.tasks | self._moving.tasks)
 
     async def _make_rounds(self) -> None:
         while not self._stopping.is_set():
+            this_one = _task(self._round(), name="supervisor round")
             try:
-                async with self._database.connect() as connection:
-                    if await self._lead(connection):
-                        await self._round(connection)
-            except (SQLAlchemyError, OSError) as failure:
-                log.warning("supervisor_round_failed", reason=type(failure).__name__)
+                await asyncio.wait({this_one})
+            finally:
+                this_one.cancel()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), ROUND_S)
 
-    @staticmethod
-    async def _lead(connection: AsyncConnection) -> bool:
-        """Whether this process acts in this transaction: nobody else does."""
-        return bool(
-            (await connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": LEADER_LOCK})).scalar()
-        )
+    async def _round(self) -> None:
+        try:
+            now = datetime.now(UTC)
+            doctor_ids, move_ids = await self._due(now)
+            self._expiring.begin(doctor_ids)
+            self._moving.begin(move_ids)
+            await self._forget(now - ANSWERS_KEPT)
+        except (SQLAlchemyError, OSError) as failure:
+            log.warning("supervisor_round_failed", reason=type(failure).__name__)
 
-    async def _round(self, connection: AsyncConnection) -> None:
-        now = datetime.now(UTC)
-        overdue = await connection.execute(
-            text("SELECT DISTINCT doctor_id FROM hold WHERE expires_at <= :now LIMIT :most"),
-            {"now": now, "most": BATCH_MAX},
-        )
-        doctor_ids = list(overdue.scalars())
-        left_behind = await connection.execute(
-            text(
-                "SELECT id FROM move WHERE state IN ('reserved', 'moved', 'aborted') AND updated_at < :before"
-                " ORDER BY updated_at LIMIT :most"
-            ),
-            {"before": now - MOVE_LEFT_BEHIND, "most": BATCH_MAX},
-        )
-        move_ids = list(left_behind.scalars())
-        for forget in _FORGET:
-            await connection.execute(forget, {"before": now - ANSWERS_KEPT, "most": BATCH_MAX})
-        await connection.commit()
-        for doctor_id in doctor_ids:
-            await self._expire_holds(str(doctor_id), now)
-        for move_id in move_ids:
-            await self._moves.drive_on(str(move_id))
+    async def _due(self, now: datetime) -> tuple[list[str], list[str]]:
+        """Doctors with overdue holds, and moves left behind; none where somebody else looks at the moment."""
+        async with self._database.connect() as connection:
+            if not await _lead(connection):
+                return [], []
+            overdue = await connection.scalars(_OVERDUE, {"before": now, "most": CALENDARS_MAX})
+            left_behind = await connection.scalars(_LEFT_BEHIND, {"before": now - MOVE_LEFT_BEHIND, "most": MOVES_MAX})
+            return list(overdue), list(left_behind)
 
-    async def _expire_holds(self, doctor_id: str, now: datetime) -> None:
+    async def _forget(self, before: datetime) -> None:
+        async with self._database.begin() as connection:
+            if await _lead(connection):
+                for statement in _FORGET:
+                    await connection.execute(statement, {"before": before, "most": ROWS_MAX})
+
+    async def _expire_holds(self, doctor_id: str) -> None:
         command_id = new_id()
         await self._calendars.send(
             ExpireHolds(
@@ -103,24 +110,89 @@ class Supervisor:
                 doctor_id=doctor_id,
                 requester=Requester(user_id=command_id, role=Role.ADMIN),
                 fingerprint="",
-                deadline=now + timedelta(seconds=5),
+                deadline=datetime.now(UTC) + SEND_DEADLINE,
             )
         )
 
+    async def _drive_on(self, move_id: str) -> None:
+        try:
+            await self._moves.drive_on(move_id)
+        except (SQLAlchemyError, OSError) as failure:
+            log.warning("supervisor_move_failed", move_id=move_id, reason=type(failure).__name__)
 
+
+async def _lead(connection: AsyncConnection) -> bool:
+    """Whether this process looks in this transaction: nobody else does."""
+    return bool(
+        (await connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": LEADER_LOCK})).scalar()
+    )
+
+
+class _UnderWay:
+    """Work that goes on beside the rounds: a task for each id, at most so many; what fails in one is logged."""
+
+    def __init__(self, name: str, work: Callable[[str], Coroutine[Any, Any, None]], *, most: int) -> None:
+        self._name = name
+        self._work = work
+        self._most = most
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """Those that have not ended."""
+        return set(self._tasks.values())
+
+    def begin(self, ids: Iterable[str]) -> None:
+        """Begin with those that are not under way yet, while there is room; the others come in another round."""
+        for each in ids:
+            if each not in self._tasks and len(self._tasks) < self._most:
+                self._tasks[each] = task = _task(self._work(each), name=f"{self._name} {each}")
+                task.add_done_callback(partial(self._ended, each))
+
+    def _ended(self, each: str, _: asyncio.Task[None]) -> None:
+        del self._tasks[each]
+
+
+def _task(work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+    """A task whose failure is logged: nobody else would see it."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_report_failure)
+    return task
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("supervisor_failed", task=task.get_name(), exc_info=error)
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Wait a while for tasks to end; cut off those that do not."""
+    if tasks:
+        _, left = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=STOP_TIMEOUT_S)
+
+
+# What is due is drawn by lot: calendars that do not answer keep no others out for good.
+_OVERDUE = text(
+    "SELECT doctor_id::text FROM (SELECT DISTINCT doctor_id FROM hold WHERE expires_at <= :before) AS overdue"
+    " ORDER BY random() LIMIT :most"
+)
+_LEFT_BEHIND = text(
+    "SELECT id::text FROM move WHERE state IN ('reserved', 'moved', 'aborted') AND updated_at < :before"
+    " ORDER BY random() LIMIT :most"
+)
+# A row that somebody has locked is left for another round: whoever deletes rows of several users never waits for one.
 _FORGET = (
     text("DELETE FROM command WHERE command_id IN (SELECT command_id FROM command WHERE at < :before LIMIT :most)"),
     text(
         "DELETE FROM refresh_token WHERE token_hash IN"
-        " (SELECT token_hash FROM refresh_token WHERE expires_at < :before LIMIT :most)"
+        " (SELECT token_hash FROM refresh_token WHERE expires_at < :before LIMIT :most FOR UPDATE SKIP LOCKED)"
     ),
     text(
         "DELETE FROM verification_code WHERE id IN"
-        " (SELECT id FROM verification_code WHERE expires_at < :before LIMIT :most)"
+        " (SELECT id FROM verification_code WHERE expires_at < :before LIMIT :most FOR UPDATE SKIP LOCKED)"
     ),
 )
-
-
-def _report_death(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("supervisor_died", exc_info=task.exception())
