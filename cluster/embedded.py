@@ -500,13 +500,14 @@ def _postgres_major(binaries: Path) -> int:
 
 
 def _copy(source: Path, target: Path, but: tuple[str, ...] = ()) -> None:
-    """Copy a tree once, readable for everyone."""
+    """Copy a tree once, readable for everyone, as are the directories that are made for it."""
     if target.exists():
         return
+    made = [parent for parent in target.parents if not parent.exists()]
     new = target.with_name(target.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(source, new, symlinks=True, ignore=shutil.ignore_patterns(*but))
-    for path in (target.parent, new, *new.rglob("*")):
+    for path in (*made, new, *new.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
     new.rename(target)
