@@ -12,7 +12,7 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -76,16 +76,13 @@ def create_admin(
     """Create an administrator; the password comes from ZAPIS_ADMIN_PASSWORD, or is asked for."""
     settings = _settings(admin_login=login, data_dir=data_dir)
     password = settings.admin_password or typer.prompt("Password", hide_input=True, confirmation_prompt=True)
-    running = _running(settings).require("database_url")
-    given = {
-        "admin_password": password,
-        "database_url": running.database_url,
-        "master_key_file": running.master_key_file and str(running.master_key_file),
-    }
-    environment = dict(os.environ) | {variable(name): value for name, value in given.items() if value is not None}
-    # A name, not an import: `api` is built on this package.
-    command = [sys.executable, "-P", "-m", "api.accounts.create_admin", settings.admin_login]
-    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+    _run_of_api("api.accounts.create_admin", settings.admin_login, settings=settings, admin_password=password)
+
+
+@app.command("rotate-keys")
+def rotate_keys(data_dir: DataDir = None) -> None:
+    """Sign access tokens with a new key from now on; the old one verifies until its last token has expired."""
+    _run_of_api("api.accounts.rotate_keys", settings=_settings(data_dir=data_dir))
 
 
 @app.command()
@@ -200,6 +197,20 @@ def _needing(data_dir: Path | None, *names: str) -> Settings:
         if getattr(settings, name) is None:
             raise SettingsError(f"{variable(name)} is missing, and no `zapis up` runs on {settings.data_dir}")
     return settings
+
+
+def _run_of_api(module: str, *arguments: str, settings: Settings, **given: str) -> NoReturn:
+    """Run a module of ``api`` on the database, and end with its exit code.
+
+    By its name, not by an import: ``api`` is built on this package.
+    """
+    running = _running(settings).require("database_url")
+    given["database_url"] = running.database_url or ""
+    if running.master_key_file is not None:
+        given["master_key_file"] = str(running.master_key_file)
+    environment = os.environ | {variable(name): value for name, value in given.items()}
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 def _running(settings: Settings) -> Settings:

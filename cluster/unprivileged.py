@@ -66,6 +66,7 @@ def own_directory(path: Path) -> None:
 
 
 def give_away(path: Path) -> None:
+    """Let the user who runs a server have a file or directory that was made for it."""
     if os.geteuid() == 0:
         os.chown(path, UNPRIVILEGED, UNPRIVILEGED)
 

@@ -6,8 +6,8 @@ HS256 with our public key as its secret), other header fields (``crit``, ``jwk``
 of the sender's), encrypted tokens, encodings that are not canonical, and anything too long to be ours.
 
 A token that was verified is remembered by its SHA-256 until it expires, so it is verified once in a process. Keys are
-made at the first start under a lock that all processes share; a retired key signs no more and verifies until its last
-token has expired.
+made at the first start, and by rotation, under a lock that all processes share; a retired key signs no more, verifies
+until its last token has expired, and is removed then.
 """
 
 from __future__ import annotations
@@ -103,12 +103,8 @@ class AccessTokens:
 
     async def rotate(self) -> None:
         """Sign with a new key from now on; other processes follow within ``KEYS_RELOAD_S``."""
-        now = self._now()
         async with self._unit_of_work() as work:
-            await work.signing_keys.lock()
-            kid = await _add_key(work, now)
-            await work.signing_keys.retire(but=kid, at=now)
-            await work.signing_keys.remove(retired_before=now - 2 * self._retired_ttl)
+            await rotate_keys(work, self._now())
             keys = await work.signing_keys.all()
         self._take(keys)
 
@@ -205,6 +201,9 @@ class AccessTokens:
             self._loaded_at = self._clock()
             async with self._unit_of_work() as work:
                 keys = await work.signing_keys.all()
+                expired = self._now() - self._retired_ttl
+                if any(key.retired_at is not None and key.retired_at < expired for key in keys):
+                    await work.signing_keys.remove(retired_before=expired)
         self._take(keys)
 
     def _take(self, keys: list[SigningKey]) -> None:
@@ -222,6 +221,21 @@ class AccessTokens:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
+
+
+async def rotate_keys(work: UnitOfWork, now: datetime) -> str:
+    """Make a key that signs from now on, and retire the others; gives its ``kid``.
+
+    Who has a retired key verifies with it until its last token has expired, and removes it then.
+
+    Raises:
+        Unreadable: the keys that there are were sealed under another master key; then nothing is to be committed.
+    """
+    await work.signing_keys.lock()
+    await work.signing_keys.all()
+    kid = await _add_key(work, now)
+    await work.signing_keys.retire(but=kid, at=now)
+    return kid
 
 
 async def _add_key(work: UnitOfWork, now: datetime) -> str:

@@ -19,6 +19,8 @@ from sqlalchemy import func, select, text, update
 from actors.messages import Role
 from api.accounts import service, sessions, verification
 from api.accounts.create_admin import make as make_admin
+from api.accounts.rotate_keys import rotate as rotate_keys
+from api.accounts.tokens import UNKNOWN_KEY_RELOAD_S, AccessTokens
 from api.app import create_app
 from api.dependencies import authenticate
 from api.errors import Problem
@@ -29,6 +31,7 @@ from persistence.identifiers import new_id
 from persistence.journal import _lock_key
 from persistence.repositories.codes import Purpose
 from persistence.repositories.users import LoginTaken
+from persistence.sealed import Unreadable
 from persistence.tables import app_user, appointment, audit, patient, refresh_token, signing_key
 from persistence.unit_of_work import UnitOfWork
 from tests.integration.application import PASSWORD, Application, bearer, registration, running
@@ -1069,6 +1072,47 @@ async def test_admins_are_made_by_hand(api: Application) -> None:
         await make_admin(settings, "chief")
     me = (await api.http.get("/v1/me", headers=await api.sign_in("chief"))).json()
     assert me["role"] == "admin"
+
+
+async def test_keys_are_rotated_by_hand(api: Application) -> None:
+    await api.register("anna.petrova")
+    before = await api.sign_in("anna.petrova")
+    kid = await rotate_keys(api.services.settings)
+    published = (await api.http.get("/.well-known/jwks.json")).json()["keys"]
+    assert kid not in {key["kid"] for key in published}, "made in another process"
+    elsewhere = open_tokens(api)
+    await elsewhere.open()
+    user_id = (await elsewhere.verify(before["Authorization"].removeprefix("Bearer "))).user_id
+    token = await elsewhere.sign(user_id=user_id, session_id=new_id(), session_generation=0)
+    assert json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))["kid"] == kid
+
+    api.app.state.gate.tokens._loaded_at -= UNKNOWN_KEY_RELOAD_S
+    for headers in (before, bearer(token)):
+        assert (await api.http.get("/v1/me", headers=headers)).status_code == 200
+    published = (await api.http.get("/.well-known/jwks.json")).json()["keys"]
+    assert published[0]["kid"] == kid
+    assert len(published) == 2
+
+
+async def test_keys_are_not_rotated_under_another_master_key(
+    api: Application,
+) -> None:
+    """They would be of no use to any process that serves."""
+    settings = api.services.settings.model_copy(update={"master_key": base64.b64encode(bytes(32)).decode()})
+    with pytest.raises(Unreadable):
+        await rotate_keys(settings)
+    async with api.services.unit_of_work() as work:
+        assert await work.connection.scalar(select(func.count()).select_from(signing_key)) == 1
+
+
+def open_tokens(api: Application) -> AccessTokens:
+    settings = api.services.settings
+    return AccessTokens(
+        issuer=settings.token_issuer,
+        audience=settings.token_audience,
+        ttl_s=settings.access_token_ttl_s,
+        unit_of_work=api.services.unit_of_work,
+    )
 
 
 # When the database is away

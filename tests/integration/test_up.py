@@ -163,6 +163,14 @@ def test_other_commands_find_what_runs(running: Up) -> None:
         assert "Traceback" not in answer.stderr
 
 
+def test_keys_are_rotated_beside_what_runs(running: Up) -> None:
+    command = [*zapis("rotate-keys"), "--data-dir", str(running.data_dir)]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2))
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.startswith("access tokens are signed by the new key ")
+    assert second.stdout != first.stdout
+
+
 def test_no_secret_is_on_a_command_line_or_in_a_log(running: Up) -> None:
     secrets = [value for value in (running.data_dir / "secrets.json").read_text().split('"') if len(value) >= 20]
     assert len(secrets) >= 4

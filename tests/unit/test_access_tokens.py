@@ -438,6 +438,22 @@ async def test_a_retired_key_is_refused_once_its_last_token_has_expired(clinic: 
     with refused():
         await clinic.tokens.verify(f"{signing_input}.{base64url(es256(old_key, signing_input))}")
     assert old_kid not in {key["kid"] for key in clinic.tokens.jwks()["keys"]}
+    assert old_kid not in {key.kid for key in clinic.table.keys}, "nobody keeps it"
+
+
+async def test_a_retired_key_is_kept_until_then(clinic: Clinic) -> None:
+    token, old_kid = await clinic.token(), clinic.kid
+    await clinic.tokens.rotate()
+    await clinic.tokens.rotate()
+    clinic.now += TTL_S - 1
+    await clinic.token()  # reads the keys again
+    await clinic.tokens.verify(token)
+    assert len(clinic.table.keys) == 3
+    newcomer = Clinic(clinic.table)
+    newcomer.now = clinic.now
+    await newcomer.tokens.open()
+    assert (await newcomer.tokens.verify(token)).user_id == clinic.user_id
+    assert old_kid in {key["kid"] for key in newcomer.tokens.jwks()["keys"]}
 
 
 async def test_what_is_published_is_public(clinic: Clinic) -> None:
