@@ -38,6 +38,7 @@ class PrincipalCache:
         self._clock = clock
         self._known: OrderedDict[str, tuple[float, Access | None]] = OrderedDict()
         self._waiting: dict[str, asyncio.Future[Access | None]] = {}
+        self._being_read: dict[str, asyncio.Future[Access | None]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._away_until = float("-inf")
 
@@ -53,7 +54,7 @@ class PrincipalCache:
             age_s = now - known[0]
             if age_s < TTL_S or (now < self._away_until and age_s < STALE_MAX_S):
                 return known[1]
-        waiting = self._waiting.get(user_id)
+        waiting = self._being_read.get(user_id) or self._waiting.get(user_id)
         if waiting is None:
             waiting = self._waiting[user_id] = asyncio.get_running_loop().create_future()
             waiting.add_done_callback(_observe)
@@ -68,8 +69,9 @@ class PrincipalCache:
             raise
 
     def forget(self, user_id: str) -> None:
-        """Read the user anew next time: it was changed here."""
+        """Read the user anew next time: it was changed here. What is being read now may be from before the change."""
         self._known.pop(user_id, None)
+        self._being_read.pop(user_id, None)
 
     async def close(self) -> None:
         """Stop reading."""
@@ -78,9 +80,11 @@ class PrincipalCache:
             await asyncio.gather(self._reader, return_exceptions=True)
 
     async def _read_waiting(self) -> None:
+        batch: dict[str, asyncio.Future[Access | None]] = {}
         try:
             while self._waiting:
-                batch = dict(list(self._waiting.items())[:BATCH_MAX])
+                batch = {user_id: self._waiting.pop(user_id) for user_id in list(self._waiting)[:BATCH_MAX]}
+                self._being_read = dict(batch)
                 began_at = self._clock()
                 try:
                     async with asyncio.timeout(READ_TIMEOUT_S):
@@ -89,12 +93,14 @@ class PrincipalCache:
                     self._away_until = self._clock() + AWAY_S
                     self._settle(batch, lambda _: DatabaseUnavailable("principals cannot be read"))
                     continue
-                for user_id in batch:
+                for user_id in self._being_read:
                     self._remember(user_id, began_at, found.get(user_id))
                 self._settle(batch, found.get)
         finally:
             self._reader = None
-            self._settle(dict(self._waiting), lambda _: DatabaseUnavailable("principals are not read any more"))
+            for left in (batch, self._waiting):
+                self._settle(left, lambda _: DatabaseUnavailable("principals are not read any more"))
+            self._being_read, self._waiting = {}, {}
 
     def _settle(
         self,
@@ -102,7 +108,6 @@ class PrincipalCache:
         answer: Callable[[str], Access | DatabaseUnavailable | None],
     ) -> None:
         for user_id, waiting in batch.items():
-            self._waiting.pop(user_id, None)
             if waiting.done():
                 continue
             match answer(user_id):

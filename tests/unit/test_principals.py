@@ -65,6 +65,24 @@ async def test_a_user_is_read_once_in_a_while() -> None:
     assert access.disabled
 
 
+async def test_who_is_changed_here_while_being_read_is_read_anew() -> None:
+    table, clock = UserTable("a"), Clock()
+    cache = cache_over(table, clock)
+    table.gate.clear()
+    before = asyncio.create_task(cache.get("a"))
+    while not table.reads:
+        await asyncio.sleep(0)
+    cache.forget("a")
+    after = asyncio.create_task(cache.get("a"))
+    await asyncio.sleep(0)
+    table.gate.set()
+
+    assert await before
+    assert await after
+    assert await cache.get("a")
+    assert table.reads == [["a"], ["a"]]
+
+
 async def test_who_is_changed_here_is_read_anew() -> None:
     table, clock = UserTable("a"), Clock()
     cache = cache_over(table, clock)
