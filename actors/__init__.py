@@ -47,7 +47,8 @@ An activation::
                                                          └──┘ then what was decided is decided again, in order
 
 While a calendar is activating its commands are answered ``NotDecided(NOT_ACTIVE)`` and the client sends them again: a
-batch never waits for an activation, nor one calendar for another's trouble.
+batch never waits for an activation. What calendars of one actor do share is the transaction: if it is refused all of
+them are decided again, and a calendar that is refused twice is committed apart from the others.
 
 A slot::
 

@@ -107,7 +107,7 @@ class Reservation:
 
 
 class Changes:
-    """Ids of what events touched since the last ``take``: what the journal has to write, once for each."""
+    """Ids of what events touched since they were last collected: what the journal has to write, once for each."""
 
     __slots__ = ("appointments", "closures", "holds", "moved_out", "slots", "slots_published")
 

@@ -11,7 +11,7 @@ one that appends, has committed it.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -64,6 +64,8 @@ class ActorLimits:
     """How long a caller waits for its commit before it is told ``Pending``."""
     journal_backlog_max: int = 5000
     """Decided commands that wait for their commit; past it, commands are refused."""
+    append_commands_max: int = 1000
+    """Commands in one transaction; a calendar's are never parted, however many they are."""
     redecide_max: int = 8
     """How often a command is decided again because the database saw a conflict."""
     active_calendars_max: int = 2000
@@ -201,7 +203,7 @@ class CalendarActor:
             numbered.append((calendar.sequence, event))
         entry.events = tuple(numbered)
         if decision.rejection is not None:
-            entry.outcome = Rejected(code=decision.rejection.code, detail=decision.rejection.detail)
+            entry.outcome = Rejected(**decision.rejection.as_plain())
         else:
             entry.outcome = Done(answer=answer(calendar, decision))
 
@@ -330,7 +332,7 @@ class CalendarActor:
             self._idle.set()
 
     def _next_entries(self) -> list[Entry]:
-        """The entries of the next transaction: all, or all of one calendar that is in repeated trouble.
+        """The entries of the next transaction: all, of as many calendars as it may have, or of one in repeated trouble.
 
         Never some of a calendar's: the rows collected with them show its state after the last of them.
         """
@@ -339,8 +341,23 @@ class CalendarActor:
             alone = [entry for entry in self._waiting if entry.command.doctor_id == doctor_id]
             self._waiting = deque(entry for entry in self._waiting if entry.command.doctor_id != doctor_id)
             return alone
-        entries = list(self._waiting)
-        self._waiting.clear()
+        if len(self._waiting) <= self._limits.append_commands_max:
+            entries = list(self._waiting)
+            self._waiting.clear()
+            return entries
+        counts = Counter(entry.command.doctor_id for entry in self._waiting)
+        taken: set[str] = set()
+        size = 0
+        for entry in self._waiting:
+            doctor_id = entry.command.doctor_id
+            if doctor_id in taken:
+                continue
+            # What is decided again was decided on each other: it stays together.
+            if not taken or entry.attempts or size + counts[doctor_id] <= self._limits.append_commands_max:
+                taken.add(doctor_id)
+                size += counts[doctor_id]
+        entries = [entry for entry in self._waiting if entry.command.doctor_id in taken]
+        self._waiting = deque(entry for entry in self._waiting if entry.command.doctor_id not in taken)
         return entries
 
     async def _commit(self, entries: list[Entry]) -> None:
@@ -377,7 +394,7 @@ class CalendarActor:
         for row in append.calendars:
             self._active[row.doctor_id].committed = row.reached
         for entry in entries:
-            found = stored.get(entry.command.command_id) if isinstance(entry.outcome, Rejected) else None
+            found = stored.get(entry.command.command_id) if entry.looks_up else None
             self._settle(entry, entry.outcome if found is None else stored_reply(found, entry.command))
 
     def _settle(self, entry: Entry, reply: Reply) -> None:
@@ -469,7 +486,7 @@ class CalendarActor:
             deadline = entry.command.deadline
             if found is not None:
                 self._settle(entry, stored_reply(found, entry.command))
-            elif entry.abandoned or (deadline is not None and deadline < now and not entry.told_pending):
+            elif (entry.abandoned or (deadline is not None and deadline < now)) and not entry.told_pending:
                 # Nobody waits for it, unless a repeat has joined it meanwhile: that one is to be sent again.
                 self._settle(entry, NotDecided(why=RefusedFor.NOT_ACTIVE))
             elif entry.attempts > self._limits.redecide_max:

@@ -64,9 +64,8 @@ class ClientLimits:
     resend_delay_s: float = 0.004
     """First pause before a command is sent again; doubles up to the next."""
     resend_delay_max_s: float = 0.25
-    lane_idle_s: float = 600.0
-    """A lane unused for so long is forgotten."""
     lanes_max: int = 2000
+    """Calendar actors that are spoken to; past it the lane that was unused for longest is forgotten."""
 
 
 class CalendarActorRef(Protocol):
@@ -348,6 +347,7 @@ def decode_replies(replies: bytes) -> list[Reply]:
 # Ray
 
 JournalFactory = Callable[[], Journal]
+DRAIN_GRACE_S = 2.0
 EXIT_AFTER_BUG = 70
 """Exit code of an actor process that cannot commit any more (sysexits.h, EX_SOFTWARE): Ray starts it again."""
 
@@ -430,7 +430,7 @@ class RayCalendarActors:
         """Have every calendar actor commit what it has decided, then end it."""
         handles = await asyncio.to_thread(self._running)
         results: list[object] = await asyncio.gather(
-            *(handle.drain.remote(timeout_s) for handle in handles.values()), return_exceptions=True
+            *(_drain(handle, timeout_s) for handle in handles.values()), return_exceptions=True
         )
         for (name, handle), result in zip(handles.items(), results, strict=True):
             if result is not True:
@@ -486,6 +486,13 @@ class _RayRef:
         except RayError as failure:
             raise ActorLost(type(failure).__name__) from failure
         return pending
+
+
+async def _drain(handle: ActorHandle[Any], timeout_s: float) -> bool:
+    """Whether the actor has committed all of it; a frozen one is not waited for."""
+    async with asyncio.timeout(timeout_s + DRAIN_GRACE_S):
+        drained: bool = await handle.drain.remote(timeout_s)
+        return drained
 
 
 def freeze_heap() -> None:

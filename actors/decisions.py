@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -165,7 +165,7 @@ def decide(calendar: Calendar, command: Command, now: datetime, policy: Policy, 
             refused = MoveRefused(move_id=command.move_id, target_doctor_id=command.target_doctor_id, code="abandoned")
             return Decision(events=(refused,))
         case messages.FinishMove():
-            return _finish_move(calendar, command)
+            return _finish_move(calendar, command, now, facts)
         case messages.ExpireHolds():
             ended = calendar.holds_ended(now)
             return Decision(events=tuple(HoldExpired(hold_id=hold.id, slot_id=hold.slot_id) for hold in ended))
@@ -367,15 +367,20 @@ def _move_out(calendar: Calendar, command: messages.MoveOut, now: datetime, poli
     return Decision(events=(moved,), appointment_id=appointment.id)
 
 
-def _finish_move(calendar: Calendar, command: messages.FinishMove) -> Decision:
+def _finish_move(calendar: Calendar, command: messages.FinishMove, now: datetime, facts: Facts) -> Decision:
     reservation = calendar.reservations.get(command.move_id)
     if reservation is None:
         return Decision()
     appointment = command.appointment or reservation.moved
     if appointment is None:
+        if facts.moves.get(command.move_id, "aborted") != "aborted":
+            return Decision()  # The slot has been kept anew since whoever sent this looked.
         return Decision(events=(ReservationReleased(move_id=reservation.move_id, slot_id=reservation.slot_id),))
+    displaced = calendar.slots[reservation.slot_id].closed
+    if displaced:
+        appointment = replace(appointment, version=appointment.version + 1, updated_at=now)
     return Decision(
-        events=(AppointmentMovedIn(move_id=command.move_id, appointment=appointment),),
+        events=(AppointmentMovedIn(move_id=command.move_id, appointment=appointment, displaced=displaced),),
         appointment_id=appointment.id,
     )
 

@@ -68,10 +68,18 @@ class Entry:
         """Whether a repeat is to be answered from the command table."""
         if isinstance(self.outcome, Rejected):
             return self.told_pending
-        return not (
-            isinstance(self.command, ReserveForMove | AbortMove | FinishMove | ExpireHolds)
-            or (isinstance(self.command, PublishSlots | CloseCalendar) and self.command.dry_run)
-        )
+        steps = ReserveForMove | AbortMove | FinishMove | ExpireHolds
+        return not (isinstance(self.command, steps) or self.only_tries)
+
+    @property
+    def only_tries(self) -> bool:
+        """Whether it changes nothing, whatever is decided."""
+        return isinstance(self.command, PublishSlots | CloseCalendar) and self.command.dry_run
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether its answer is another one if there is one already under its id."""
+        return isinstance(self.outcome, Rejected) or self.only_tries
 
 
 def append_of(entries: Sequence[Entry], active: Mapping[str, Activation]) -> Append:
@@ -96,11 +104,11 @@ def append_of(entries: Sequence[Entry], active: Mapping[str, Activation]) -> App
             if move is not None:
                 append.moves.append(move)
             _note_checks(append, command, event, activation.calendar)
-        if isinstance(entry.outcome, Rejected):
+        if entry.looks_up:
             append.look_up.append(command.command_id)
         if entry.stores_answer:
             append.commands.append(_command_row(entry))
-        if entry.events and command.requester.staff and not isinstance(command, AbortMove | FinishMove | ExpireHolds):
+        if _is_audited(entry):
             append.audit.append(_audit_row(entry))
     reached = {row.doctor_id: row.sequence for row in sorted(append.events, key=lambda row: row.sequence)}
     for doctor_id, activation in calendars.items():
@@ -145,6 +153,16 @@ _ACTIONS = {command: re.sub(r"(?<!^)(?=[A-Z])", "_", command.__name__).lower() f
 """What a command is called in the audit: ``book_appointment`` and so on."""
 
 
+def _is_audited(entry: Entry) -> bool:
+    """Whether staff have changed something by it; what the system does by itself is in the journal."""
+    return (
+        bool(entry.events)
+        and isinstance(entry.outcome, Done)
+        and entry.command.requester.staff
+        and not isinstance(entry.command, AbortMove | FinishMove | ExpireHolds)
+    )
+
+
 def _audit_row(entry: Entry) -> AuditRow:
     command = entry.command
     subject, subject_id = "doctor", command.doctor_id
@@ -169,6 +187,8 @@ def _note_checks(append: Append, command: Command, event: Event, calendar: Calen
             append.patients.add(event.patient_id)
             if command.override is None:
                 append.limited_patients.add(event.patient_id)
+            else:
+                append.overridden_patients.append(event.patient_id)
         case AppointmentRescheduled():
             # One that has left meanwhile brings its patient by the event with which it left.
             if event.appointment_id in calendar.appointments:

@@ -144,6 +144,8 @@ class Append:
     """Whose appointments are to be checked across calendars."""
     limited_patients: set[str] = field(default_factory=set)
     """Those of them who booked under the limit of live appointments."""
+    overridden_patients: list[str] = field(default_factory=list)
+    """One for each visit that staff booked past that limit in the same batch."""
     holders: set[str] = field(default_factory=set)
     """Users whose number of holds is to be checked across calendars."""
 

@@ -457,6 +457,8 @@ class AppointmentMovedIn:
 
     move_id: str
     appointment: AppointmentState
+    displaced: bool = False
+    """The slot was closed meanwhile: the visit's version is raised once more for that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -533,7 +535,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotDecided:
-    """No decision stands; nothing was done under this command that the sender has to know of."""
+    """No answer: nothing of the command stands yet that could be told. Sending it again under its id is safe."""
 
     why: RefusedFor
 

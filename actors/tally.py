@@ -13,9 +13,12 @@ from actors.messages import (
     AppointmentMovedOut,
     AppointmentRescheduled,
     BookAppointment,
+    FinishMove,
     HoldSlot,
     MoveOut,
     MoveRefused,
+    MoveReserved,
+    ReservationReleased,
     SlotHeld,
 )
 
@@ -44,6 +47,10 @@ class Tally:
                             end=appointment.end,
                         ),
                     )
+                case MoveReserved():
+                    self._moves[event.move_id] = "reserved"
+                case ReservationReleased():
+                    self._moves[event.move_id] = "released"
                 case MoveRefused():
                     self._moves[event.move_id] = "aborted"
                 case AppointmentMovedOut():
@@ -79,7 +86,7 @@ def facts_wanted(entries: Iterable[Entry], active: Mapping[str, Activation]) -> 
                 patients.add(command.patient_id)
             case HoldSlot():
                 users.add(command.requester.user_id)
-            case MoveOut() | AbortMove():
+            case MoveOut() | AbortMove() | FinishMove():
                 moves.add(command.move_id)
             case _:
                 pass

@@ -48,6 +48,10 @@ LOADED_BACK = timedelta(days=1)
 _STALE = "ZP001"
 _SERVER_TROUBLE = ("53", "57", "58", "25006", "XX")
 """SQLSTATE classes (PostgreSQL, appendix A): resources, operator intervention, system, read-only, internal."""
+_TOO_LARGE = ("53200", "57014")
+"""Out of room for locks, past the statement's time: as it is the batch will never pass, its calendars apart may."""
+_APPEND_TIMEOUT_S = 15.0
+"""Past the server's own ``statement_timeout``: nobody answers any more."""
 
 
 class PostgresJournal:
@@ -64,8 +68,13 @@ class PostgresJournal:
         """See ``Journal.append``."""
         connection = await self._connection_to_append()
         try:
-            cursor = await connection.execute(_APPEND, self._arguments(append), prepare=True)
-            row = await cursor.fetchone()
+            async with asyncio.timeout(_APPEND_TIMEOUT_S):
+                cursor = await connection.execute(_APPEND, self._arguments(append), prepare=True)
+                row = await cursor.fetchone()
+        except TimeoutError as error:
+            self._appending = None
+            await connection.close()
+            raise OutcomeUnknown("no answer") from error
         except psycopg.Error as error:
             if connection.broken or connection.closed:
                 self._appending = None
@@ -211,6 +220,7 @@ class PostgresJournal:
             "audits": _rows(audits),
             "patients": _array(append.patients),
             "limited_patients": _array(append.limited_patients),
+            "overridden_patients": _array(append.overridden_patients),
             "holders": _array(append.holders),
             "live_appointments_max": self._live_appointments_max,
             "holds_max": self._holds_max,
@@ -235,10 +245,11 @@ class PostgresJournal:
             self._url, autocommit=True, options=_OPTIONS, application_name="zapis-journal", **CONNECT
         )
         async with connection:
-            await connection.execute(
+            cursor = await connection.execute(
                 "SELECT pg_terminate_backend(blocking) FROM unnest(pg_blocking_pids(%s)) AS blocking", (pid,)
             )
-        log.warning("blocking_backends_terminated")
+            terminated = cursor.rowcount
+        log.warning("blocking_backends_terminated", backends=terminated)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
@@ -269,7 +280,8 @@ SELECT journal_append(
     new_slots => %(new_slots)s, slots => %(slots)s, holds_gone => %(holds_gone)s, holds => %(holds)s,
     appointments => %(appointments)s, closures => %(closures)s, closures_removed => %(closures_removed)s,
     moves_reserved => %(moves_reserved)s, moves_changed => %(moves_changed)s, notifications => %(notifications)s,
-    audits => %(audits)s, patients => %(patients)s, limited_patients => %(limited_patients)s, holders => %(holders)s,
+    audits => %(audits)s, patients => %(patients)s, limited_patients => %(limited_patients)s,
+    overridden_patients => %(overridden_patients)s, holders => %(holders)s,
     live_appointments_max => %(live_appointments_max)s, holds_max => %(holds_max)s, decided_at => %(decided_at)s,
     look_up => %(look_up)s)
 """
@@ -285,7 +297,7 @@ def _definite(error: psycopg.Error) -> Exception:
     if state == _STALE:
         detail = error.diag.message_detail or ""
         return StaleEpoch(detail.split(","))
-    if state.startswith(_SERVER_TROUBLE):
+    if state.startswith(_SERVER_TROUBLE) and state not in _TOO_LARGE:
         return JournalUnavailable(state)
     return Conflict(f"{state} {error.diag.constraint_name or ''}".strip())
 
@@ -318,6 +330,20 @@ FROM slot AS s WHERE s.doctor_id = %(doctor_id)s AND s.starts_at < %(since)s AND
 ORDER BY 2
 """
 """A calendar's slots from a time on, and older ones that someone still has."""
+
+_APPOINTMENTS = """
+SELECT open_move_id::text, id::text, patient_id::text, booked_by::text, slot_id::text, location_id::text,
+    service_id::text, starts_at, ends_at, status, version, moves, created_at, updated_at
+FROM appointment
+WHERE doctor_id = %(doctor_id)s AND starts_at >= %(since)s - interval '1 day' AND (live OR ends_at >= %(since)s)
+UNION ALL
+SELECT open_move_id::text, id::text, patient_id::text, booked_by::text, slot_id::text, location_id::text,
+    service_id::text, starts_at, ends_at, status, version, moves, created_at, updated_at
+FROM appointment
+WHERE doctor_id = %(doctor_id)s AND live AND starts_at < %(since)s - interval '1 day'
+    AND tstzrange(starts_at, ends_at) && tstzrange(NULL, %(since)s)
+"""
+"""A calendar's appointments from a time on (none lasts longer than a day), and older ones that are still live."""
 
 
 async def _claim(connection: psycopg.AsyncConnection[TupleRow], doctor_id: str, generation: int) -> Claim:
@@ -383,12 +409,7 @@ async def _load_appointments(
     connection: psycopg.AsyncConnection[TupleRow], calendar: Calendar, since: datetime
 ) -> dict[str, AppointmentState]:
     """Put the appointments in place; those that are to be taken in from a move are returned by move."""
-    cursor = await connection.execute(
-        "SELECT open_move_id::text, id::text, patient_id::text, booked_by::text, slot_id::text, location_id::text,"
-        " service_id::text, starts_at, ends_at, status, version, moves, created_at, updated_at FROM appointment"
-        " WHERE doctor_id = %s AND (live OR ends_at >= %s)",
-        (calendar.doctor_id, since),
-    )
+    cursor = await connection.execute(_APPOINTMENTS, {"doctor_id": calendar.doctor_id, "since": since})
     coming = {}
     for move_id, *columns in await cursor.fetchall():
         appointment = _appointment(columns, calendar)

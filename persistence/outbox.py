@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from actors.messages import (
     AppointmentBooked,
     AppointmentCancelled,
+    AppointmentMovedIn,
     AppointmentMovedOut,
     AppointmentRescheduled,
     CalendarClosed,
@@ -29,6 +30,8 @@ def intents(event: Event) -> Iterator[tuple[str, str, int]]:
         case AppointmentCancelled():
             kind = "cancelled_by_patient" if event.by is Role.PATIENT else "cancelled_by_clinic"
             yield kind, event.appointment_id, event.version
+        case AppointmentMovedIn(displaced=True):
+            yield "displaced", event.appointment.id, event.appointment.version
         case CalendarClosed() | SlotBlocked() | SlotCancelled():
             for touched in event.displaced:
                 yield "displaced", touched.appointment_id, touched.version

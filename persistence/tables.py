@@ -151,6 +151,7 @@ appointment = Table(
     Column("open_move_id", Uuid(as_uuid=False), nullable=True),
     Index(None, "doctor_id", "starts_at", "id"),
     Index(None, "patient_id", "starts_at", "id"),
+    Index(None, "starts_at", "id"),
     ExcludeConstraint(
         (Column("doctor_id"), "="),
         (literal_column("tstzrange(starts_at, ends_at)"), "&&"),

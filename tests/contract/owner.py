@@ -104,6 +104,8 @@ class Owner:
                 self.batch.patients.add(event.patient_id)
                 if command.override is None:
                     self.batch.limited_patients.add(event.patient_id)
+                else:
+                    self.batch.overridden_patients.append(event.patient_id)
             case AppointmentRescheduled():
                 self.batch.patients.add(owned.calendar.appointments[event.appointment_id].patient_id)
             case AppointmentMovedOut():

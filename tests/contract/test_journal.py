@@ -470,6 +470,22 @@ async def test_staff_pass_the_limit_and_visits_that_have_ended_do_not_count(worl
     assert len(world.appointments()) == LIVE_APPOINTMENTS_MAX + 2
 
 
+async def test_a_visit_of_ones_own_up_to_the_limit_and_one_by_staff_past_it_share_a_batch(world: World) -> None:
+    owner = await opened(world, HOUSE, WILSON, slots=8)
+    for number in range(LIVE_APPOINTMENTS_MAX - 1):
+        owner.do(book(HOUSE, number))
+    await owner.commit()
+
+    owner.do(book(HOUSE, 5))
+    owner.do(book(WILSON, 6, override=SEALED))
+    await owner.commit()
+    owner.do(book(WILSON, 7))
+    with pytest.raises(Conflict):
+        await owner.commit()
+
+    assert len(world.appointments()) == LIVE_APPOINTMENTS_MAX + 1
+
+
 async def test_no_limit_is_no_limit(world: World) -> None:
     journal = world.journal(live_appointments_max=0, holds_max=0)
     owner = Owner(journal, policy=UNLIMITED)
@@ -881,6 +897,21 @@ async def test_a_refused_move_is_aborted_then_released_and_may_be_tried_again(wo
     await owner.commit()
     assert world.moves() == {uid("move"): "reserved"}
     assert state(await owner.journal.load(WILSON, NOW)) == state(owner.calendar(WILSON))
+
+
+async def test_a_slot_is_released_and_kept_anew_for_one_move_in_one_batch(world: World) -> None:
+    owner = await opened(world, HOUSE, WILSON)
+    visit = visit_id(HOUSE, 0)
+    owner.do(reserve(HOUSE, WILSON, 2, visit))
+    await owner.commit()
+    owner.do(move_out(HOUSE, WILSON, 2, visit))
+    await owner.commit()
+
+    owner.do(finish(WILSON))
+    owner.do(reserve(HOUSE, WILSON, 3, visit))
+    await owner.commit()
+
+    assert world.moves() == {uid("move"): "reserved"}
 
 
 @pytest.mark.parametrize("reached", ["reserved", "moved", "done", "aborted"])

@@ -252,7 +252,7 @@ class MemoryJournal:
             return
         for patient_id in append.limited_patients if self.database.live_appointments_max else ():
             to_come = sum(row["patient_id"] == patient_id and row["ends_at"] > now for row in live)
-            if to_come > self.database.live_appointments_max:
+            if to_come > self.database.live_appointments_max + append.overridden_patients.count(patient_id):
                 raise Conflict("too many live appointments")
         for user_id in append.holders if self.database.holds_max else ():
             holds = sum(row["user_id"] == user_id and row["expires_at"] > now for row in tables.hold.values())
@@ -299,7 +299,7 @@ def _write(tables: Tables, append: Append) -> None:
     for row in append.closures_removed:
         if row["id"] in tables.closure:
             tables.closure[row["id"]] = tables.closure[row["id"]] | {"removed_at": row["removed_at"]}
-    for row in sorted(append.moves, key=lambda row: row["state"] != "reserved"):
+    for row in sorted(append.moves, key=lambda row: row["state"] == "reserved"):
         known = tables.move.get(row["id"])
         if row["state"] != "reserved" if known is None else known["state"] not in row["before"]:
             raise Conflict("move in another state")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from actors.journal import Append, Conflict, JournalUnavailable, StaleEpoch, StoredAnswer
+from actors.journal import Append, Conflict, JournalUnavailable, OutcomeUnknown, StaleEpoch, StoredAnswer
 from actors.messages import (
     AbortMove,
     CloseCalendar,
@@ -22,6 +22,7 @@ from actors.messages import (
     Reply,
 )
 from actors.policy import Policy
+from persistence.outbox import intents
 from tests.clinic import (
     CUDDY,
     HOUSE,
@@ -34,6 +35,7 @@ from tests.clinic import (
     finish,
     hold,
     move_out,
+    moved,
     publish,
     release,
     reschedule,
@@ -388,6 +390,53 @@ async def test_two_drivers_of_one_move_in_one_batch_are_told_apart() -> None:
     assert house.database.tables.move[uid("move")]["state"] == "moved"
 
 
+async def test_whoever_looked_at_a_move_before_it_was_tried_again_releases_nothing() -> None:
+    """The supervisor read ``aborted``; meanwhile the slot was released, and kept anew for the next attempt."""
+    house = await House().opened(HOUSE, WILSON)
+    await house.send(reserve(HOUSE, WILSON, 1, visit_id(HOUSE, 0)))
+
+    replies = await house.send(finish(WILSON), book(WILSON, 3, patient="boris"))
+
+    assert codes(replies) == ["done", "done"]
+    assert house.database.tables.move[uid("move")]["state"] == "reserved"
+    assert uid("move") in (await house.journal.load(WILSON, NOW)).reservations
+
+
+async def test_a_visit_that_comes_into_a_slot_closed_meanwhile_is_displaced_and_that_is_told() -> None:
+    house = await House().opened(HOUSE, WILSON)
+    await house.send(book(HOUSE, 0), reserve(HOUSE, WILSON, 1, visit_id(HOUSE, 0)))
+    await house.send(move_out(HOUSE, WILSON, 1, visit_id(HOUSE, 0)), close(WILSON, 1, 1))
+    left = moved(house.journal.appends[-1].events[0].event)
+
+    await house.send(finish(WILSON, appointment=left))
+
+    row = house.database.tables.appointment[visit_id(HOUSE, 0)]
+    assert (row["displaced"], row["version"]) == (True, left.version + 1)
+    (came,) = (row.event for row in house.journal.appends[-1].events)
+    assert list(intents(came)) == [("displaced", visit_id(HOUSE, 0), left.version + 1)]
+
+
+async def test_a_long_backlog_is_committed_in_parts_that_part_no_calendar() -> None:
+    house = await House(limits=replace(QUICK, append_commands_max=3)).opened(HOUSE, WILSON, CUDDY)
+    gate = Gate()
+    house.journal.next("append", Fault(gate=gate))
+    first = house.sending(book(HOUSE, 3, patient="clara"))
+    await gate.entered.wait()
+    later = house.sending(
+        *(
+            book(doctor, number, patient=f"{doctor} {number}")
+            for number in range(2)
+            for doctor in (HOUSE, WILSON, CUDDY)
+        )
+    )
+    await settle()
+    gate.open()
+
+    assert codes([*await first, *await later]) == ["done"] * 7
+    sizes = [(len(append.commands), len(append.calendars)) for append in house.journal.appends]
+    assert sizes[-4:] == [(1, 1), (2, 1), (2, 1), (2, 1)]
+
+
 async def test_a_visit_moved_within_its_calendar_and_out_of_it_in_one_batch() -> None:
     house = await House().opened(HOUSE, WILSON)
     await house.send(book(HOUSE, 0))
@@ -588,6 +637,15 @@ async def test_a_refusal_is_decided_anew_and_so_is_a_dry_run() -> None:
     assert first.answer["displaced"][0]["patient_id"] == uid("boris")
     assert again.answer["displaced"][0]["patient_id"] == uid("anna")
     assert dry.command_id not in house.database.tables.command
+
+
+async def test_a_key_that_was_used_is_not_for_a_dry_run() -> None:
+    house = await House().opened(HOUSE)
+    closed = close(HOUSE, 0, 0)
+    await house.send(closed)
+
+    dry = replace(closed, dry_run=True, fingerprint="another body")
+    assert codes(await house.send(dry)) == ["idempotency_key_reused"]
 
 
 # Pending
@@ -999,6 +1057,23 @@ async def test_what_nobody_waits_for_any_more_is_not_decided_again_but_what_was_
 
     assert house.visits() == {visit_id(HOUSE, 0): "booked"}
     assert house.journal.appends[-1].look_up == []
+
+
+async def test_what_was_told_pending_has_its_refusal_stored_even_when_a_repeat_was_given_up() -> None:
+    house = await House(limits=SHORT).opened(HOUSE)
+    await house.rival().opened(WILSON)
+    await house.rival().send(book(WILSON, 0))
+    command = book(HOUSE, 0, respond_async=True)
+    assert codes(await house.once(command)) == ["pending"]
+    gate = Gate()
+    # It conflicts, is refused then, and the outcome of writing that down is unknown while a repeat loses patience.
+    house.journal.next("append", Fault(), Fault(gate=gate, before=OutcomeUnknown("lost")))
+    await gate.entered.wait()
+    await house.once(replace(command, respond_async=False))
+    gate.open()
+    await until(lambda: house.actor.status()["backlog"] == 0)
+
+    assert house.database.tables.command[command.command_id].answer["rejected"]["code"] == "patient_overlap"
 
 
 async def test_a_repeat_that_joined_what_was_given_up_is_to_be_sent_again() -> None:

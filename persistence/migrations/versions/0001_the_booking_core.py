@@ -108,6 +108,7 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_appointment_doctor_id_starts_at_id"), "appointment", ["doctor_id", "starts_at", "id"], unique=False
     )
+    op.create_index(op.f("ix_appointment_starts_at_id"), "appointment", ["starts_at", "id"], unique=False)
     op.create_index(
         op.f("ix_appointment_patient_id_starts_at_id"), "appointment", ["patient_id", "starts_at", "id"], unique=False
     )
@@ -469,6 +470,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_audit_at_id"), table_name="audit")
     op.drop_table("audit")
     op.drop_index(op.f("ix_appointment_patient_id_starts_at_id"), table_name="appointment")
+    op.drop_index(op.f("ix_appointment_starts_at_id"), table_name="appointment")
     op.drop_index(op.f("ix_appointment_doctor_id_starts_at_id"), table_name="appointment")
     op.drop_table("appointment")
     op.drop_index(

@@ -25,7 +25,8 @@ JOURNAL_APPEND = """
 CREATE FUNCTION journal_append(
     calendars json, locks bigint[], events json, commands json, new_slots json, slots json, holds_gone uuid[], holds json,
     appointments json, closures json, closures_removed json, moves_reserved json, moves_changed json, notifications json,
-    audits json, patients uuid[], limited_patients uuid[], holders uuid[], live_appointments_max integer,
+    audits json, patients uuid[], limited_patients uuid[],
+    overridden_patients uuid[], holders uuid[], live_appointments_max integer,
     holds_max integer, decided_at timestamptz, look_up uuid[]
 ) RETURNS json
 LANGUAGE plpgsql
@@ -138,6 +139,16 @@ BEGIN
         FROM json_to_recordset(closures_removed) AS r(id uuid, removed_at timestamptz)
         WHERE c.id = r.id;
     END IF;
+    -- What ends before what begins: a move may be released and its slot kept anew in one batch.
+    IF moves_changed IS NOT NULL THEN
+        UPDATE move AS m SET state = n.state, updated_at = n.at
+        FROM json_to_recordset(moves_changed) AS n(id uuid, state text, before text[], at timestamptz)
+        WHERE m.id = n.id AND m.state = ANY (n.before);
+        GET DIAGNOSTICS written = ROW_COUNT;
+        IF written < json_array_length(moves_changed) THEN
+            RAISE EXCEPTION 'move in another state' USING ERRCODE = 'ZP002';
+        END IF;
+    END IF;
     IF moves_reserved IS NOT NULL THEN
         INSERT INTO move AS m (
             id, appointment_id, source_doctor_id, target_doctor_id, target_slot_id, state, request, created_at,
@@ -155,15 +166,6 @@ BEGIN
         GET DIAGNOSTICS written = ROW_COUNT;
         IF written < json_array_length(moves_reserved) THEN
             RAISE EXCEPTION 'move already under way' USING ERRCODE = 'ZP002';
-        END IF;
-    END IF;
-    IF moves_changed IS NOT NULL THEN
-        UPDATE move AS m SET state = n.state, updated_at = n.at
-        FROM json_to_recordset(moves_changed) AS n(id uuid, state text, before text[], at timestamptz)
-        WHERE m.id = n.id AND m.state = ANY (n.before);
-        GET DIAGNOSTICS written = ROW_COUNT;
-        IF written < json_array_length(moves_changed) THEN
-            RAISE EXCEPTION 'move in another state' USING ERRCODE = 'ZP002';
         END IF;
     END IF;
     IF notifications IS NOT NULL THEN
@@ -184,7 +186,8 @@ BEGIN
     -- What only the database can see: other calendars.
     IF patients IS NOT NULL THEN
         SELECT bool_or(visits.overlap),
-            bool_or(live_appointments_max > 0 AND visits.coming > live_appointments_max AND p.id = ANY (limited_patients))
+            bool_or(live_appointments_max > 0 AND p.id = ANY (limited_patients) AND visits.coming > live_appointments_max
+                + (SELECT count(*) FROM unnest(overridden_patients) AS o(id) WHERE o.id = p.id))
         INTO overlap, too_many
         FROM unnest(patients) AS p(id)
         CROSS JOIN LATERAL (
