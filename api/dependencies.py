@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from hashlib import blake2b, sha256
 from typing import Annotated, Any, Final
 
 import orjson
@@ -37,6 +37,7 @@ CURSOR_TAG_BYTES: Final = 16
 KEY_LENGTH_MAX: Final = 128
 KEY_PATTERN: Final = r"^[\x21-\x7e]+$"
 LIMIT_MAX: Final = 200
+_VERSION_TAG: Final = re.compile(r'"(\d{1,9})(?:-[0-9a-f]{16})?"', re.ASCII)
 _ENTITY_TAG: Final = re.compile(r'(?:W/)?"([\x21\x23-\x7e]*)"')
 
 
@@ -238,7 +239,7 @@ class PageRequest:
         return base64.urlsafe_b64encode(self._tag(order, body) + body).rstrip(b"=").decode()
 
     def _tag(self, order: str, body: bytes) -> bytes:
-        return self.vault.index(f"cursor:{order}", hashlib.sha256(body).hexdigest())[:CURSOR_TAG_BYTES]
+        return self.vault.index(f"cursor:{order}", sha256(body).hexdigest())[:CURSOR_TAG_BYTES]
 
 
 async def page_request(
@@ -267,24 +268,26 @@ async def if_version(
     """
     if if_match is None or if_match.strip() == "*":
         return None
-    tag = if_match.strip()
-    number = tag[1:-1]
-    if tag[:1] + tag[-1:] != '""' or not (number.isascii() and number.isdigit() and len(number) < 10):
+    named = _VERSION_TAG.fullmatch(if_match.strip())
+    if named is None:
         raise Problem("version_conflict")
-    return int(number)
+    return int(named[1])
 
 
 IfVersion = Annotated[int | None, Depends(if_version)]
 
 
-def version_tag(version: int) -> str:
-    """The entity tag of something that counts its versions; ``if_version`` reads it."""
-    return f'"{version}"'
+def version_tag(version: int, content: bytes) -> str:
+    """The entity tag of an answer about something that counts its versions; ``if_version`` reads the version in it.
+
+    What else the answer says (a patient's phone, a cut-off) may change without it, and is told to some callers only.
+    """
+    return f'"{version}-{blake2b(content, digest_size=8).hexdigest()}"'
 
 
 def content_tag(content: bytes) -> str:
     """An entity tag of an answer's bytes."""
-    return f'"{hashlib.blake2b(content, digest_size=16).hexdigest()}"'
+    return f'"{blake2b(content, digest_size=16).hexdigest()}"'
 
 
 def unchanged(request: Request, tag: str) -> Response | None:

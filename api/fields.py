@@ -11,10 +11,20 @@ import unicodedata
 import uuid
 from datetime import UTC, date, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from persistence.normal_forms import is_login, normal_email, normal_login, normal_phone
 
@@ -30,6 +40,20 @@ class Body(BaseModel):
     """What a request may carry; a field that is not known is refused, so that a misspelt one is not lost."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Change(Body):
+    """What is to be different; what is left out stays as it is, so null would say nothing."""
+
+    nullable: ClassVar[frozenset[str]] = frozenset()
+    """The fields of which null is a value."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _says_something(cls, value: object, info: ValidationInfo) -> object:
+        if value is None and info.field_name not in cls.nullable:
+            raise ValueError("This should be left out, not null.")
+        return value
 
 
 class Answer(BaseModel):

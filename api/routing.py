@@ -30,7 +30,12 @@ class Json(Response):
 
     def render(self, content: Any) -> bytes:
         """The body."""
-        return orjson.dumps(content, option=orjson.OPT_UTC_Z)
+        return encoded(content)
+
+
+def encoded(content: Any) -> bytes:
+    """Plain data as JSON; aware datetimes in UTC end in ``Z``."""
+    return orjson.dumps(content, option=orjson.OPT_UTC_Z)
 
 
 class StrictRequest(Request):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from datetime import datetime
@@ -27,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+CONNECT_TIMEOUT_S = 3.0
+
 DataDir = Annotated[Path | None, typer.Option(help="The data directory of `up` [default: .zapis]", show_default=False)]
 
 
@@ -39,6 +42,10 @@ def up(
 ) -> None:
     """Start whatever is not given by URL (PostgreSQL, Valkey, Ray), migrate, and serve until Ctrl-C."""
     settings = _settings(demo=demo, host=host, port=port, data_dir=data_dir)
+    if settings.master_key is not None or settings.master_key_file is not None:
+        settings.master_key_bytes()
+    _check_database(settings)
+    _check_ray(settings)
     from cluster.up import up
 
     up(settings)
@@ -53,6 +60,7 @@ def api(
     """Serve the API on servers that run elsewhere."""
     settings = _settings(host=host, port=port).require("database_url", "redis_url", "ray_address")
     settings.master_key_bytes()
+    _check_ray(settings)
     from cluster.serve import serve_descriptor
 
     raise typer.Exit(serve_descriptor(settings, descriptor))
@@ -62,6 +70,7 @@ def api(
 def migrate(data_dir: DataDir = None) -> None:
     """Bring the database's schema to the newest revision."""
     settings = _needing(data_dir, "database_url")
+    _check_database(settings)
     from persistence.database import migrate
 
     assert settings.database_url is not None
@@ -147,15 +156,11 @@ def drain(data_dir: DataDir = None) -> None:
 def verify(data_dir: DataDir = None) -> None:
     """Replay the journal and compare it with slots, holds, appointments and outbox."""
     settings = _needing(data_dir, "database_url")
-    import psycopg
-
+    _check_database(settings)
     from persistence.verify import verify as compare
 
     assert settings.database_url is not None
-    try:
-        report = asyncio.run(compare(settings.database_url))
-    except psycopg.OperationalError:
-        raise OperatorError("the database cannot be reached") from None
+    report = asyncio.run(compare(settings.database_url))
     for difference in report.differences:
         typer.echo(difference)
     if report.unlisted:
@@ -211,6 +216,30 @@ def _run_of_api(module: str, *arguments: str, settings: Settings, **given: str) 
     environment = os.environ | {variable(name): value for name, value in given.items()}
     command = [sys.executable, "-P", "-m", module, *arguments]
     raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+def _check_database(settings: Settings) -> None:
+    """That PostgreSQL answers at its URL, if one is given: said in one line, not by whoever needs it first."""
+    from persistence.database import DatabaseUnreachable, check_reachable
+
+    if settings.database_url is None:
+        return
+    try:
+        asyncio.run(check_reachable(settings.database_url))
+    except DatabaseUnreachable as error:
+        raise SettingsError(f"{variable('database_url')}: {error}") from None
+
+
+def _check_ray(settings: Settings) -> None:
+    """That somebody listens at Ray's address, if one is given as host and port: Ray itself would try for a minute."""
+    host, _, port = (settings.ray_address or "").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SettingsError(f"{variable('ray_address')}: {settings.ray_address}: {reason.lower()}") from None
 
 
 def _running(settings: Settings) -> Settings:

@@ -8,7 +8,8 @@ import socket
 from cluster.settings import OperatorError, Settings, SettingsError, variable
 
 APPLICATION = "api.app:create_app"
-"""A name, not an import: ``api`` is built on this package."""
+PROTOCOL = "api.protocol:HttpProtocol"
+"""Names, not imports: ``api`` is built on this package."""
 BACKLOG = 2048
 STARTUP_FAILURE = 3
 
@@ -54,7 +55,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         APPLICATION,
         factory=True,
         loop="uvloop",
-        http="httptools",
+        http=PROTOCOL,
         ws="websockets-sansio" if importlib.util.find_spec("websockets") is not None else "none",
         lifespan="on",
         proxy_headers=False,  # The application knows whom to believe (see api.middleware).

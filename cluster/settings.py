@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from persistence.normal_forms import is_login, normal_login
 
 PREFIX = "ZAPIS_"
 MASTER_KEY_BYTES = 32
+COUNT_MAX = 1_000_000_000
+LARGEST = {"s": 3_650 * 86_400, "minutes": 3_650 * 1_440, "days": 3_650}
+"""The largest value of a setting by its unit: ten years."""
 
 
 class OperatorError(Exception):
@@ -135,6 +140,23 @@ class Settings(BaseSettings):
     journal_backlog_max: int = Field(5000, ge=1, description="uncommitted commands in one calendar actor, past it 503")
     redecide_max: int = Field(8, ge=1, description="how often a refused transaction is decided again, then 503")
     database_pool_max: int = Field(10, ge=1, le=1000, description="database connections of one process")
+
+    @field_validator("*")
+    @classmethod
+    def _is_within_reason(cls, value: Any, info: ValidationInfo) -> Any:
+        """No setting is so large that a date or a counter overflows."""
+        if isinstance(value, int | float):
+            unit = str(info.field_name).rpartition("_")[2]
+            if not value <= LARGEST.get(unit, COUNT_MAX):  # NaN is not, either.
+                raise ValueError(f"should be at most {LARGEST.get(unit, COUNT_MAX)}")
+        return value
+
+    @field_validator("admin_login")
+    @classmethod
+    def _is_login(cls, login: str) -> str:
+        if not is_login(normal_login(login)):
+            raise ValueError("a login should have 3 to 64 letters, digits and . _ - @ +")
+        return login
 
     @field_validator("database_url", "read_database_url", "cards_database_url")
     @classmethod

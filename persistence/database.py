@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
 from alembic import command as alembic_command
 from alembic.config import Config
 from sqlalchemy import make_url
@@ -53,6 +54,24 @@ def sqlalchemy_url(database_url: str) -> str:
 def libpq_url(database_url: str) -> str:
     """The URL without SQLAlchemy's driver name, for psycopg itself."""
     return make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+async def check_reachable(database_url: str) -> None:
+    """Returns once the database has answered.
+
+    Raises:
+        DatabaseUnreachable: nobody answers there, or not to this user; the reason names no password.
+    """
+    try:
+        async with await psycopg.AsyncConnection.connect(libpq_url(database_url), **CONNECT):
+            pass
+    except psycopg.OperationalError as error:
+        reason = str(error).strip().splitlines() or ["no answer"]
+        raise DatabaseUnreachable(reason[0].strip()) from None
+
+
+class DatabaseUnreachable(Exception):
+    """There is no database to be had at a URL."""
 
 
 async def migrate(database_url: str) -> None:

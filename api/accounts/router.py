@@ -9,7 +9,18 @@ from urllib.parse import parse_qsl
 from fastapi import Query, Request, Response
 
 from api.accounts import schemas, service, sessions, verification
-from api.dependencies import CurrentUser, Page, Staff, TheGate, TheServices, address_of, current_user, problems, tagged
+from api.dependencies import (
+    CurrentUser,
+    Page,
+    Staff,
+    TheGate,
+    TheServices,
+    address_of,
+    as_of,
+    current_user,
+    problems,
+    tagged,
+)
 from api.errors import Problem, invalid, problem_of
 from api.routing import FORM, Json, check_content_type
 from api.routing import router as make_router
@@ -166,8 +177,11 @@ async def erase_me(principal: CurrentUser, services: TheServices, gate: TheGate)
 
 
 @router.get("/me/patients", response_model=schemas.OwnPatients)
-async def list_my_patients(principal: CurrentUser, services: TheServices, page: Page) -> schemas.OwnPatients:
+async def list_my_patients(
+    principal: CurrentUser, services: TheServices, page: Page, response: Response
+) -> schemas.OwnPatients:
     """The patients one may book for: oneself, a child."""
+    response.headers.update(as_of(datetime.now(UTC)))
     own = await service.own_patients(services, principal.user_id)
     after = page.after("own-patients", 1)
     begin = next((number + 1 for number, each in enumerate(own) if after and each.patient.id == after[0]), 0)
@@ -201,8 +215,10 @@ async def find_patients(
     principal: Staff,
     services: TheServices,
     page: Page,
+    response: Response,
 ) -> schemas.PatientPage:
     """Find patients, for staff. Every one that is shown is noted in the audit trail."""
+    response.headers.update(as_of(datetime.now(UTC)))
     found, next_cursor = await service.find_patients(services, principal, q, page)
     return schemas.PatientPage(items=[schemas.PatientAnswer.of(patient) for patient in found], next_cursor=next_cursor)
 

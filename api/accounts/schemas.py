@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from actors.messages import Role
-from api.fields import Answer, Body, Day, Email, Id, Instant, Locale, Login, PersonName, Phone, Timezone
+from api.fields import Answer, Body, Change, Day, Email, Id, Instant, Locale, Login, PersonName, Phone, Timezone
 from persistence.repositories.patients import OwnPatient, Patient
 from persistence.repositories.users import User
 
@@ -141,8 +141,8 @@ class Reset(Body):
     password: Password
 
 
-class ProfileChange(Body):
-    """What is to be different; what is left out stays as it is. A new password needs the current one beside it."""
+class ProfileChange(Change):
+    """What is to be different. A new password needs the current one beside it."""
 
     name: PersonName | None = None
     email: Email | None = None
@@ -151,13 +151,6 @@ class ProfileChange(Body):
     timezone: Timezone | None = None
     password: Password | None = None
     current_password: Password | None = None
-
-    @model_validator(mode="after")
-    def _no_nulls(self) -> Self:
-        for name in self.model_fields_set:
-            if getattr(self, name) is None:
-                raise ValueError(f"{name} should be left out, not null.")
-        return self
 
 
 class NewPatient(Body):

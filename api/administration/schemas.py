@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date, datetime, time
-from typing import Annotated, ClassVar, Final, Self
+from typing import Annotated, Final
 
 from pydantic import (
     AfterValidator,
@@ -13,7 +13,6 @@ from pydantic import (
     PlainValidator,
     TypeAdapter,
     WithJsonSchema,
-    model_validator,
 )
 
 from actors.availability import MINUTES_MAX, RULES_PER_TEMPLATE_MAX, SLOTS_PER_RULE_MAX, Weekday
@@ -23,6 +22,7 @@ from api.directory.schemas import Specialty
 from api.fields import (
     Answer,
     Body,
+    Change,
     Day,
     Email,
     Flag,
@@ -44,19 +44,6 @@ PRICE_MAX: Final = 10**12
 SPECIALTIES_MAX: Final = 20
 LOCATIONS_MAX: Final = 50
 SERVICES_MAX: Final = 200
-
-
-class Change(Body):
-    """What is to be different; what is left out stays as it is."""
-
-    nullable: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="after")
-    def _no_nulls(self) -> Self:
-        for name in self.model_fields_set - self.nullable:
-            if getattr(self, name) is None:
-                raise ValueError(f"{name} should be left out, not null.")
-        return self
 
 
 # Locations and services

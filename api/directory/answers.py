@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-import orjson
 from fastapi import Request
 from starlette.responses import Response
 
 from api.dependencies import tagged
+from api.routing import encoded
 
 
-def answer(request: Request, content: Mapping[str, Any], instant: datetime, *, tag: str | None = None) -> Response:
-    """The content as it was at that instant, or 304 where the client has just that; ``tag`` as in ``tagged``."""
-    return tagged(request, orjson.dumps(content, option=orjson.OPT_UTC_Z), at=instant, tag=tag)
+def answer(request: Request, content: Mapping[str, Any], instant: datetime) -> Response:
+    """The content as it was at that instant, or 304 where the client has just that."""
+    return tagged(request, encoded(content), at=instant)
 
 
 _HEADERS: Final[dict[str, Any]] = {

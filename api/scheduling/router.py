@@ -19,12 +19,13 @@ from api.dependencies import (
     Staff,
     as_of,
     problems,
+    tagged,
     version_tag,
 )
-from api.directory.answers import READ, answer
+from api.directory.answers import READ
 from api.errors import Problem, invalid
 from api.fields import Day, Id
-from api.routing import Json, router
+from api.routing import Json, encoded, router
 from api.scheduling import schemas
 from api.scheduling.commands import AnsweredPending
 from api.scheduling.service import Scheduling, VisitCommand
@@ -113,10 +114,11 @@ async def list_appointments(
     "/appointments/{appointment_id}", response_model=schemas.Appointment, responses=READ | problems("not_found")
 )
 async def get_appointment(request: Request, appointment_id: AppointmentId, desk: Desk) -> Response:
-    """One visit; its ETag is its version."""
+    """One visit; its ETag begins with its version."""
     now = datetime.now(UTC)
     appointment = await desk.get(appointment_id)
-    return answer(request, appointment, now, tag=version_tag(appointment["version"]))
+    content = encoded(appointment)
+    return tagged(request, content, at=now, tag=version_tag(appointment["version"], content))
 
 
 @routes.post(
@@ -247,7 +249,8 @@ async def release_hold(hold_id: Annotated[Id, Path(description="The hold's id.")
 @routes.get("/commands/{command_id}", response_model=schemas.CommandState, responses=problems("not_found"))
 async def get_command(command_id: Annotated[Id, Path(description="The command's id.")], desk: Desk) -> Response:
     """What has become of a command that was answered with 202; 404 when it was lost."""
-    return Json(await desk.command_state(command_id))
+    now = datetime.now(UTC)
+    return Json(await desk.command_state(command_id), headers=as_of(now))
 
 
 async def _note(
@@ -262,10 +265,11 @@ async def _appointment(answering: Awaitable[dict[str, Any]], *, status: int = 20
         appointment = await answering
     except AnsweredPending as pending:
         return pending.response()
-    headers = {"ETag": version_tag(appointment["version"])}
+    content = encoded(appointment)
+    headers = {"ETag": version_tag(appointment["version"], content)}
     if status == 201:
         headers["Location"] = f"/v1/appointments/{appointment['id']}"
-    return Json(appointment, status_code=status, headers=headers)
+    return Response(content, status_code=status, media_type="application/json", headers=headers)
 
 
 def _statuses(given: str | None) -> list[str]:

@@ -33,7 +33,7 @@ from api.dependencies import CurrentUser, IdempotencyKey, version_tag
 from api.directory.location_directory import LocationDirectory
 from api.errors import Problem, add_handlers
 from api.gate import close_gate, open_gate
-from api.routing import Json, router
+from api.routing import Json, encoded, router
 from api.scheduling.commands import fingerprint, keyed_command_id
 from api.scheduling.schemas import Appointment, BookingRequest
 from cluster.bootstrap import policy_of
@@ -266,12 +266,13 @@ async def book_pipelined(
 async def do_nothing(body: BookingRequest, user: CurrentUser, key: IdempotencyKey = None) -> Response:
     """The ceiling: the same authentication and validation, an answer of the same size, and no booking."""
     answer = {"id": user.user_id, "slot_id": body.slot_id, "padding": "x" * 620}
-    return Json(answer, status_code=201, headers={"ETag": version_tag(1), "Location": "/v1/appointments/-"})
+    return _created({"id": "-", "version": 1} | answer)
 
 
 def _created(visit: dict[str, Any]) -> Response:
-    headers = {"ETag": version_tag(visit["version"]), "Location": f"/v1/appointments/{visit['id']}"}
-    return Json(visit, status_code=201, headers=headers)
+    content = encoded(visit)
+    headers = {"ETag": version_tag(visit["version"], content), "Location": f"/v1/appointments/{visit['id']}"}
+    return Response(content, status_code=201, media_type="application/json", headers=headers)
 
 
 async def _ready(_: Request) -> Response:

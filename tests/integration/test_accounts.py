@@ -790,7 +790,7 @@ async def test_a_new_address_has_to_be_verified(api: Application) -> None:
 
 
 BAD_CHANGES = [
-    ({"name": None}, ""),
+    ({"name": None}, "/name"),
     ({"name": ""}, "/name"),
     ({"email": "x"}, "/email"),
     ({"phone": "1"}, "/phone"),

@@ -135,8 +135,9 @@ async def test_a_patient_books_for_themselves(practice: Practice) -> None:
     }
     assert abs(instant(visit["created_at"]) - datetime.now(UTC)) < MINUTE
     assert answer.headers["location"] == f"/v1/appointments/{visit['id']}"
-    assert answer.headers["etag"] == '"1"'
-    assert await practice.get(anna, f"/v1/appointments/{visit['id']}") == visit
+    seen = await practice.send(anna, "GET", f"/v1/appointments/{visit['id']}")
+    assert content(seen, 200) == visit
+    assert seen.headers["etag"] == answer.headers["etag"]
     assert await practice.slot_status(doctor, slot) == "booked"
 
 
@@ -329,7 +330,7 @@ async def test_a_visit_is_moved_within_a_calendar(practice: Practice) -> None:
     answer = await practice.send(anna, "POST", f"/v1/appointments/{booked['id']}/reschedule", {"slot_id": two})
 
     moved = content(answer, 200)
-    assert answer.headers["etag"] == '"2"'
+    assert answer.headers["etag"].startswith('"2-')
     changed = {name for name, value in moved.items() if booked[name] != value}
     assert changed == {"slot_id", "start", "end", "status", "version", "move_until", "cancel_until", "updated_at"}
     assert (moved["slot_id"], moved["status"], moved["version"]) == (two, "rescheduled", 2)

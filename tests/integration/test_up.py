@@ -253,6 +253,9 @@ def test_a_wrong_setting_is_one_line(directory: Path) -> None:
     for name, value, expected in [
         ("ZAPIS_PORT", "x", "zapis: ZAPIS_PORT: input should be a valid integer"),
         ("ZAPIS_PROT", "1", "zapis: ZAPIS_PROT: there is no such setting; did you mean ZAPIS_PORT?"),
+        ("ZAPIS_MASTER_KEY_FILE", "/nowhere", "zapis: ZAPIS_MASTER_KEY_FILE: /nowhere: no such file"),
+        ("ZAPIS_DATABASE_URL", "postgresql://u:secret@127.0.0.1:1/x", "zapis: ZAPIS_DATABASE_URL: connection failed"),
+        ("ZAPIS_RAY_ADDRESS", "127.0.0.1:1", "zapis: ZAPIS_RAY_ADDRESS: 127.0.0.1:1: connection refused"),
     ]:
         answer = subprocess.run(
             [*zapis("up"), "--data-dir", str(directory / "wrong")],
@@ -264,6 +267,7 @@ def test_a_wrong_setting_is_one_line(directory: Path) -> None:
         assert answer.returncode == 2
         assert answer.stderr.startswith(expected)
         assert answer.stderr.count("\n") == 1
+        assert "secret" not in answer.stderr
 
 
 def test_whoever_asks_is_not_left_over(directory: Path) -> None:

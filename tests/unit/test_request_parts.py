@@ -100,12 +100,14 @@ def test_instants_in_cursors_and_answers_end_in_z() -> None:
     assert Json({"at": datetime(2026, 11, 24, 10, tzinfo=UTC)}).body == b'{"at":"2026-11-24T10:00:00Z"}'
 
 
-@pytest.mark.parametrize(("header", "version"), [(None, None), ("*", None), (' "3" ', 3), (version_tag(17), 17)])
+@pytest.mark.parametrize(("header", "version"), [(None, None), ("*", None), (' "3" ', 3), (version_tag(17, b"{}"), 17)])
 async def test_versions_that_if_match_names(header: str | None, version: int | None) -> None:
     assert await if_version(header) == version
 
 
-@pytest.mark.parametrize("header", ["", "3", '"', '""', 'W/"3"', '"x"', '"3", "4"', '"-3"', '"٣"', '"99999999999"'])
+@pytest.mark.parametrize(
+    "header", ["", "3", '"', '""', 'W/"3"', '"x"', '"3", "4"', '"3-"', '"3-zz"', '"-3"', '"٣"', '"99999999999"']
+)
 async def test_what_names_no_version_is_never_matched(header: str) -> None:
     with pytest.raises(Problem) as refused:
         await if_version(header)

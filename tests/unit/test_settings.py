@@ -27,6 +27,21 @@ KEY = base64.b64encode(bytes(range(32))).decode()
             "ZAPIS_DEMO: input should be a valid boolean, unable to interpret input, got 'perhaps'",
         ),
         ("ZAPIS_PROT", "8000", "ZAPIS_PROT: there is no such setting; did you mean ZAPIS_PORT?"),
+        (
+            "ZAPIS_HOLD_TTL_S",
+            "99999999999999999999",
+            "ZAPIS_HOLD_TTL_S: should be at most 315360000, got '99999999999999999999'",
+        ),
+        (
+            "ZAPIS_CANCEL_CUTOFF_MINUTES",
+            "9999999999",
+            "ZAPIS_CANCEL_CUTOFF_MINUTES: should be at most 5256000, got '9999999999'",
+        ),
+        (
+            "ZAPIS_ADMIN_LOGIN",
+            "a b",
+            "ZAPIS_ADMIN_LOGIN: a login should have 3 to 64 letters, digits and . _ - @ +, got 'a b'",
+        ),
         ("ZAPIS_X", "1", "ZAPIS_X: there is no such setting; `zapis settings` lists what there is"),
         (
             "ZAPIS_CORS_ORIGINS",
