@@ -92,6 +92,8 @@ class Facts:
     """Holds by user: the calendar's doctor and the end."""
     moves: Mapping[str, str] = field(default_factory=dict)
     """States of moves by id."""
+    erased: frozenset[str] = frozenset()
+    """Patients that have been erased."""
 
 
 NO_FACTS = Facts()
@@ -211,6 +213,8 @@ def _hold_slot(calendar: Calendar, command: messages.HoldSlot, now: datetime, po
 def _book(
     calendar: Calendar, command: messages.BookAppointment, now: datetime, policy: Policy, facts: Facts
 ) -> Decision:
+    if command.patient_id in facts.erased:
+        raise NotFound("There is no such patient.")
     override = command.override is not None
     slot = _offered(calendar, command.slot_id, now, policy, override=override)
     ended = _take(calendar, slot, command.requester.user_id, command.hold_id, now)

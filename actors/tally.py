@@ -30,7 +30,7 @@ class Tally:
         self._busy = {patient_id: list(busy) for patient_id, busy in facts.busy.items()}
         self._holds = {user_id: list(holds) for user_id, holds in facts.holds.items()}
         self._moves = dict(facts.moves)
-        self.facts = Facts(busy=self._busy, holds=self._holds, moves=self._moves)
+        self.facts = Facts(busy=self._busy, holds=self._holds, moves=self._moves, erased=facts.erased)
 
     def note(self, entry: Entry, calendar: Calendar) -> None:
         """Add what an entry has just made so."""

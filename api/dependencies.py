@@ -136,7 +136,7 @@ async def authenticate(gate: Gate, token: str) -> Principal:
     except InvalidToken:
         raise Problem("unauthenticated", headers=_bad_token()) from None
     access = await gate.principals.get(claims.user_id)
-    if access is None or access.disabled or access.session_generation != claims.session_generation:
+    if access is None or access.disabled or not access.goes_on(claims.session_id, claims.session_generation):
         raise Problem("unauthenticated", headers=_bad_token())
     return Principal(
         user_id=access.user_id,

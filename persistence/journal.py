@@ -37,7 +37,7 @@ from actors.journal import (
 )
 from actors.messages import AppointmentState, AppointmentStatus, Window, wire_name
 from persistence.database import CONNECT, libpq_url
-from persistence.identifiers import new_id
+from persistence.identifiers import lock_key, new_id
 from persistence.outbox import intents
 
 log = structlog.get_logger()
@@ -130,11 +130,12 @@ class PostgresJournal:
         """See ``Journal.facts``."""
         busy: dict[str, list[Busy]] = {}
         holds: dict[str, list[tuple[str, datetime]]] = {}
+        patients = list(patient_ids)
         async with self._connection() as connection:
             cursor = await connection.execute(
                 "SELECT patient_id::text, id::text, doctor_id::text, starts_at, ends_at FROM appointment"
                 " WHERE live AND patient_id = ANY(%s::uuid[])",
-                (list(patient_ids),),
+                (patients,),
             )
             for patient_id, appointment_id, doctor_id, start, end in await cursor.fetchall():
                 busy.setdefault(patient_id, []).append(
@@ -150,7 +151,11 @@ class PostgresJournal:
                 "SELECT id::text, state FROM move WHERE id = ANY(%s::uuid[])", (list(move_ids),)
             )
             moves = dict(await cursor.fetchall())
-        return Facts(busy=busy, holds=holds, moves=moves)
+            cursor = await connection.execute(
+                "SELECT id::text FROM patient WHERE id = ANY(%s::uuid[]) AND data_key IS NULL", (patients,)
+            )
+            erased = frozenset(row[0] for row in await cursor.fetchall())
+        return Facts(busy=busy, holds=holds, moves=moves, erased=erased)
 
     async def close(self) -> None:
         """See ``Journal.close``."""
@@ -204,7 +209,7 @@ class PostgresJournal:
         return {
             # The rows are locked in this order: two batches with the same calendars never wait for each other.
             "calendars": _rows(sorted(append.calendars, key=lambda row: row.doctor_id)),
-            "locks": _array(sorted(_lock_key(each) for each in append.patients | append.holders)),
+            "locks": _array(sorted(lock_key(each) for each in append.patients | append.holders)),
             "events": _rows(events),
             "commands": _rows(append.commands),
             "new_slots": _rows(append.new_slots),
@@ -310,11 +315,6 @@ def _rows(rows: Sequence[Any]) -> str | None:
 def _array(values: Collection[str] | Collection[int]) -> str | None:
     """Ids or numbers as the text of an array."""
     return f"{{{','.join(map(str, values))}}}" if values else None
-
-
-def _lock_key(identifier: str) -> int:
-    """A 63-bit key for an advisory lock: the low, random bits of a UUID."""
-    return int(identifier[-17:].replace("-", ""), 16) & (1 << 63) - 1
 
 
 _SLOTS = """

@@ -28,7 +28,7 @@ _OPTIONS = (
 _OWNERS = "SELECT id::text, doctor_id::text FROM slot WHERE id = ANY(%s::uuid[])"
 _ACCESS = """
 SELECT u.id::text, u.role, u.patient_id::text, u.doctor_id::text, u.disabled_at IS NOT NULL, u.session_generation,
-    u.data_key, own.patient_ids, own.patient_keys
+    u.kept_session_id::text, u.data_key, own.patient_ids, own.patient_keys
 FROM app_user AS u
 CROSS JOIN LATERAL (
     SELECT array_agg(p.id::text) AS patient_ids, array_agg(p.data_key) AS patient_keys
@@ -49,9 +49,18 @@ class Access:
     doctor_id: str | None
     disabled: bool
     session_generation: int
+    """Raised when all sessions end."""
+    kept_session_id: str | None
+    """The one that went on when it was raised last."""
     wrapped_key: bytes | None = field(repr=False)
     patient_keys: dict[str, bytes | None] = field(repr=False)
     """The wrapped data key of every patient that the user may book for."""
+
+    def goes_on(self, session_id: str, session_generation: int) -> bool:
+        """Whether a session that began under that generation has not been ended."""
+        if session_generation == self.session_generation:
+            return True
+        return session_generation == self.session_generation - 1 and session_id == self.kept_session_id
 
 
 class Lookups:
@@ -131,6 +140,7 @@ def _access(
     doctor_id: str | None,
     disabled: bool,
     session_generation: int,
+    kept_session_id: str | None,
     wrapped_key: bytes | None,
     patient_ids: list[str] | None,
     patient_keys: list[bytes | None] | None,
@@ -142,6 +152,7 @@ def _access(
         doctor_id=doctor_id,
         disabled=disabled,
         session_generation=session_generation,
+        kept_session_id=kept_session_id,
         wrapped_key=wrapped_key,
         patient_keys=dict(zip(patient_ids or (), patient_keys or (), strict=True)),
     )

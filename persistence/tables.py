@@ -271,6 +271,7 @@ app_user = Table(
     _reference("patient_id", nullable=True),
     _reference("doctor_id", nullable=True),
     Column("session_generation", Integer, nullable=False, server_default=text("0"), comment="raised: sessions end"),
+    Column("kept_session_id", Uuid(as_uuid=False), nullable=True, comment="went on when it was raised last"),
     _instant("registered_at", now=True),
     _instant("disabled_at", nullable=True),
     _instant("erased_at", nullable=True),

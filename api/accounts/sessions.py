@@ -101,9 +101,9 @@ async def log_out(services: Services, refresh_token: str) -> None:
 async def end_sessions(work: UnitOfWork, user_id: str, *, but_family: str | None = None) -> None:
     """Make every token of a user useless; ``gate.principals.forget`` afterwards makes it so in this process at once.
 
-    ``but_family`` is a session that goes on: its access token is useless too, its refresh token gives a new one.
+    ``but_family`` is a session that goes on.
     """
-    await work.users.end_sessions(user_id)
+    await work.users.end_sessions(user_id, but=but_family)
     await work.refresh_tokens.revoke_all(user_id, now=datetime.now(UTC), but_family=but_family)
 
 

@@ -214,12 +214,12 @@ class Users:
             update(app_user).where(app_user.c.id == user_id).values(role=role.value, doctor_id=doctor_id)
         )
 
-    async def end_sessions(self, user_id: str) -> None:
-        """Make every access token that the user has useless."""
+    async def end_sessions(self, user_id: str, *, but: str | None = None) -> None:
+        """Make every access token that the user has useless, those of the session ``but`` excepted."""
         await self._connection.execute(
             update(app_user)
             .where(app_user.c.id == user_id)
-            .values(session_generation=app_user.c.session_generation + 1)
+            .values(session_generation=app_user.c.session_generation + 1, kept_session_id=but)
         )
 
     async def erase(self, user_id: str, *, now: datetime) -> None:

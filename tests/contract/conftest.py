@@ -22,7 +22,7 @@ HOLDS_MAX = 2
 
 TABLES = (
     *("calendar", "placement", "event", "command", "slot", "hold"),
-    *("appointment", "move", "closure", "outbox", "audit"),
+    *("appointment", "move", "closure", "outbox", "audit", "patient"),
 )
 
 Row = dict[str, Any]
@@ -37,6 +37,10 @@ class World(Protocol):
 
     def add_doctor(self, doctor_id: str) -> None:
         """A doctor with an empty calendar."""
+        ...
+
+    def add_erased(self, patient_id: str) -> None:
+        """A patient who was erased."""
         ...
 
     def place(self, generation: int) -> None:
@@ -77,6 +81,9 @@ class MemoryWorld:
 
     def add_doctor(self, doctor_id: str) -> None:
         self.database.add_doctor(doctor_id)
+
+    def add_erased(self, patient_id: str) -> None:
+        self.database.erased.add(patient_id)
 
     def place(self, generation: int) -> None:
         self.database.place(generation)
@@ -136,6 +143,9 @@ class PostgresWorld:
     def add_doctor(self, doctor_id: str) -> None:
         self.connection.execute("INSERT INTO calendar (doctor_id) VALUES (%s)", (doctor_id,))
 
+    def add_erased(self, patient_id: str) -> None:
+        self.connection.execute("INSERT INTO patient (id, search) VALUES (%s, '{}')", (patient_id,))
+
     def place(self, generation: int) -> None:
         self.connection.execute("DELETE FROM placement")
         self.connection.execute(
@@ -163,7 +173,7 @@ class PostgresWorld:
         }
 
     def nothing(self) -> bool:
-        written = set(TABLES) - {"calendar", "placement"}
+        written = set(TABLES) - {"calendar", "placement", "patient"}
         return not any(self.rows(f"SELECT 1 FROM {table} LIMIT 1") for table in written)
 
 

@@ -486,6 +486,23 @@ async def test_a_visit_of_ones_own_up_to_the_limit_and_one_by_staff_past_it_shar
     assert len(world.appointments()) == LIVE_APPOINTMENTS_MAX + 1
 
 
+async def test_nobody_books_for_who_has_been_erased(world: World) -> None:
+    owner = await opened(world, HOUSE)
+    world.add_erased(uid("anna"))
+    command = book(HOUSE, 0)
+    owner.do(command)
+
+    with pytest.raises(Conflict):
+        await owner.commit()
+
+    facts = await owner.journal.facts([uid("anna"), uid("boris")], [], [])
+    assert set(facts.erased) == {uid("anna")}
+    await owner.take(HOUSE)
+    refusal = owner.do(command, facts=facts)
+    assert isinstance(refusal, Rejected)
+    assert refusal.code == "not_found"
+
+
 async def test_no_limit_is_no_limit(world: World) -> None:
     journal = world.journal(live_appointments_max=0, holds_max=0)
     owner = Owner(journal, policy=UNLIMITED)

@@ -72,6 +72,8 @@ class MemoryDatabase:
 
     def __init__(self, *, live_appointments_max: int = 10, holds_max: int = 3) -> None:
         self.tables = Tables()
+        self.erased: set[str] = set()
+        """Patients whose data key has been destroyed."""
         self.live_appointments_max = live_appointments_max
         self.holds_max = holds_max
 
@@ -197,7 +199,10 @@ class MemoryJournal:
     async def facts(self, patient_ids: Iterable[str], user_ids: Iterable[str], move_ids: Iterable[str]) -> Facts:
         """See ``Journal.facts``."""
         wanted = (set(patient_ids), set(user_ids), set(move_ids))
-        found: Facts = await self._meet("facts", lambda: _facts(self.database.tables, *wanted))
+        found: Facts = await self._meet(
+            "facts",
+            lambda: replace(_facts(self.database.tables, *wanted), erased=frozenset(self.database.erased & wanted[0])),
+        )
         return found
 
     async def close(self) -> None:
@@ -242,6 +247,8 @@ class MemoryJournal:
 
     def _check(self, tables: Tables, append: Append) -> None:
         """Overlaps of any doctor or patient, as the constraints see them; limits where they are asked about."""
+        if append.patients & self.database.erased:
+            raise Conflict("patient erased")
         live = [row for row in tables.appointment.values() if row["live"]]
         for one, other in combinations(live, 2):
             meet = one["starts_at"] < other["ends_at"] and other["starts_at"] < one["ends_at"]

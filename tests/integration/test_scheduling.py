@@ -184,8 +184,11 @@ async def test_staff_book_for_anyone_and_see_whom(practice: Practice) -> None:
         assert refusal(await practice.send(staff, "POST", "/v1/appointments", unknown)) == "404 not_found"
 
     others = {"slot_id": elsewhere, "patient_id": anna.patient_id}
-    assert refusal(await practice.send(house, "POST", "/v1/appointments", others)) == "403 forbidden"
-    await practice.book(practice.admin, elsewhere, patient_id=anna.patient_id)
+    refused = await practice.send(house, "POST", "/v1/appointments", others | {"override_reason": "A favour"})
+    assert refusal(refused) == "403 forbidden"
+    sent_on = await practice.book(house, elsewhere, patient_id=anna.patient_id)
+    assert sent_on["patient"] == shown
+    await practice.get(house, f"/v1/appointments/{sent_on['id']}", expect=404)
 
 
 async def test_a_doctor_sees_the_visits_of_their_own_calendar_only(practice: Practice) -> None:
@@ -220,7 +223,7 @@ async def test_a_doctor_is_a_patient_like_any_other_in_another_calendar(practice
         )
     assert refusal(await practice.send(house, "POST", f"{path}/cancel", why)) == "403 forbidden"
     assert refusal(
-        await practice.send(house, "POST", "/v1/appointments", {"slot_id": two, "patient_id": mila["id"]})
+        await practice.send(house, "POST", "/v1/appointments", {"slot_id": two, "patient_id": mila["id"]} | why)
     ) == ("403 forbidden")
     assert await practice.get(practice.admin, path) == visit
 

@@ -33,6 +33,7 @@ class UserTable:
                 doctor_id=None,
                 disabled=self.disabled[user_id],
                 session_generation=0,
+                kept_session_id=None,
                 wrapped_key=None,
                 patient_keys={},
             )

@@ -39,6 +39,7 @@ def upgrade() -> None:
             nullable=False,
             comment="raised: sessions end",
         ),
+        sa.Column("kept_session_id", sa.Uuid(as_uuid=False), nullable=True, comment="went on when it was raised last"),
         sa.Column("registered_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("erased_at", sa.DateTime(timezone=True), nullable=True),

@@ -69,6 +69,11 @@ BEGIN
     -- One writer at a time for each patient and holder concerned; keys come sorted.
     PERFORM pg_advisory_xact_lock(k.lock_key) FROM unnest(locks) AS k(lock_key);
 
+    -- An erasure takes the same locks: whoever it has found without visits gets none afterwards.
+    IF patients IS NOT NULL AND EXISTS (SELECT FROM patient WHERE id = ANY (patients) AND data_key IS NULL) THEN
+        RAISE EXCEPTION 'patient erased' USING ERRCODE = 'ZP002';
+    END IF;
+
     -- Write.
     IF events IS NOT NULL THEN
         INSERT INTO event (doctor_id, sequence, epoch, at, kind, payload, command_id)
