@@ -7,13 +7,16 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 UV := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 # Arguments for pytest: make test ARGS="-k calendar"
 ARGS ?=
+# How long make faults-long takes, and what it draws its faults by: make faults-long SEED=7 MINUTES=60
+MINUTES ?= 60
+SEED ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test lint format bench scale lock clean
+.PHONY: help up test lint format faults faults-long bench scale lock clean
 
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # exec: `zapis up` takes the place of the recipe's shell, so that Ctrl-C and SIGTERM reach it and it can drain.
 up: $(VENV)/.installed ## Install, and serve the demo clinic on http://127.0.0.1:8000 until Ctrl-C
@@ -31,6 +34,12 @@ lint: $(VENV)/.installed-dev ## Check format, style, types and imports
 format: $(VENV)/.installed-dev ## Format, and repair what can be
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+faults: $(VENV)/.installed-dev ## Break everything while clients go on, and check what is left (15 minutes)
+	$(BIN)/python -m tests.faults
+
+faults-long: $(VENV)/.installed-dev ## The same for longer: SEED=… MINUTES=…
+	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/.installed-dev ## Compare bookings a second with a hand-written service
 	$(BIN)/python -m loadtests.bench

@@ -400,16 +400,20 @@ class EmbeddedRay(EmbeddedServer):
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
+    @property
+    def node_environment(self) -> dict[str, str]:
+        """What a process that is a node must have in its environment."""
+        return self.client_environment | {
+            "RAY_worker_niceness": "0",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # The API has drained before, and detached actors never end.
+            "RAY_memory_monitor_refresh_ms": "0",  # It would kill calendar actors when something else uses the memory.
+        }
+
     async def _prepare(self) -> None:
         write_private(self.data.path / "ray.token", self.data.secret("ray_token"))
         self._remove_directory()
 
     def _program(self) -> Program:
-        environment = self.client_environment | {
-            "RAY_worker_niceness": "0",
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # The API has drained before, and detached actors never end.
-            "RAY_memory_monitor_refresh_ms": "0",  # It would kill calendar actors when something else uses the memory.
-        }
         return Program(
             name=self.name,
             owner=self.data.path,
@@ -429,7 +433,7 @@ class EmbeddedRay(EmbeddedServer):
                 "--log-style=record",
                 "--log-color=false",
             ],
-            environment=environment,
+            environment=self.node_environment,
             log=self.data.log(self.name),
         )
 

@@ -1,0 +1,107 @@
+"""``python -m tests.faults``: every nemesis and all of them mixed, on a cluster of its own; prints a table.
+
+Exits with 1 where anything was violated or came later than it should, and leaves the history in a file then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from cluster.settings import PREFIX
+from tests.faults.campaign import Campaign, Line, running_campaign
+from tests.faults.history import Outcome
+from tests.faults.nemeses import NEMESES
+from tests.faults.servers import running_cluster
+
+COLUMNS = ("fault", "times", "first good answer", "all calendars", "target", "commands", "ok", "fail", "unknown")
+
+MIX_MIN_S = 30.0
+MIX_MAX_S = 120.0
+
+
+async def run(seed: int, minutes: float, only: Sequence[str]) -> int:
+    """A campaign of so many minutes; what every fault leaves of them is for the mix."""
+    _say(f"seed {seed}, {minutes:g} minutes")
+    began = time.monotonic()
+    nemeses = [each for each in NEMESES if not only or any(word in each.name for word in only)]
+    async with running_cluster() as cluster, running_campaign(cluster, seed) as campaign:
+        for nemesis in nemeses:
+            _progress(began, await campaign.fault(nemesis))
+        while (left := began + 60 * minutes - time.monotonic()) > MIX_MIN_S and not only:
+            _progress(began, await campaign.mix(nemeses, min(left, MIX_MAX_S)))
+        await campaign.finish()
+        _report(campaign, time.monotonic() - began)
+        return _verdict(campaign, seed)
+
+
+def _progress(began: float, line: Line) -> None:
+    _say(f"{time.monotonic() - began:6.0f} s  {line.name}: {_seconds(line.first_s)}, all {_seconds(line.all_s)}")
+
+
+def _report(campaign: Campaign, seconds: float) -> None:
+    _say(_row(COLUMNS))
+    for line in campaign.lines:
+        counts = campaign.history.counts(line.first, line.end)
+        target = "" if line.target_s is None else _seconds(line.target_s)
+        numbers = (counts.total(), counts[Outcome.OK], counts[Outcome.FAIL], counts[Outcome.UNKNOWN])
+        times = (str(line.times), _seconds(line.first_s), _seconds(line.all_s), target)
+        _say(_row((line.name, *times, *map(str, numbers))) + ("  LATE" if line.late else ""))
+    counts = campaign.history.counts()
+    _say(f"{counts.total()} commands in {seconds:.0f} s: " + ", ".join(f"{counts[each]} {each}" for each in Outcome))
+    answers = sorted(campaign.history.answers.items())
+    _say("answers: " + ", ".join(f"{count} × {status or 'none'}" for status, count in answers))
+    _say("started again: " + (", ".join(f"{name} {n}" for name, n in campaign.cluster.restarts.items()) or "nothing"))
+
+
+def _verdict(campaign: Campaign, seed: int) -> int:
+    for violation in campaign.violations:
+        _say(f"VIOLATION {violation}")
+    _say(f"the checker finds {len(campaign.violations) or 'no'} violations")
+    if not campaign.violations and not any(line.late for line in campaign.lines):
+        return 0
+    left = Path(tempfile.gettempdir()) / f"zapis-faults-seed-{seed}"
+    shutil.copytree(campaign.cluster.data.path / "log", left, dirs_exist_ok=True)
+    (left / "history.jsonl").write_bytes(b"".join(campaign.history.lines()))
+    _say(f"the history and what the servers said is in {left}; again with --seed {seed}")
+    return 1
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
+
+
+def _row(cells: Sequence[str]) -> str:
+    widths = [max(8, len(title) + 2) for title in COLUMNS[1:]]
+    return f"{cells[0]:32}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> int:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
+    parser.add_argument("--minutes", type=float, default=13.0)
+    parser.add_argument("--only", action="append", default=[], help="faults whose name has this, and no mix")
+    given = parser.parse_args()
+    for name in [name for name in os.environ if name.startswith((PREFIX, "RAY_"))]:
+        del os.environ[name]  # The developer's settings are nowhere in the way.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run(given.seed, given.minutes, given.only))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
