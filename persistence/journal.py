@@ -50,6 +50,7 @@ _SERVER_TROUBLE = ("53", "57", "58", "25006", "XX")
 """SQLSTATE classes (PostgreSQL, appendix A): resources, operator intervention, system, read-only, internal."""
 _TOO_LARGE = ("53200", "57014")
 """Out of room for locks, past the statement's time: as it is the batch will never pass, its calendars apart may."""
+_POOL_MAX = 4
 _APPEND_TIMEOUT_S = 15.0
 """Past the server's own ``statement_timeout``: nobody answers any more."""
 
@@ -62,7 +63,7 @@ class PostgresJournal:
         self._live_appointments_max = live_appointments_max
         self._holds_max = holds_max
         self._appending: psycopg.AsyncConnection[TupleRow] | None = None
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]] | None = None
+        self._pool: _Pool | None = None
 
     async def append(self, append: Append) -> dict[str, StoredAnswer]:
         """See ``Journal.append``."""
@@ -263,20 +264,46 @@ class PostgresJournal:
             self._pool = AsyncConnectionPool(
                 self._url,
                 min_size=1,
-                max_size=4,
+                max_size=_POOL_MAX,
                 open=False,
                 timeout=5.0,
                 max_waiting=1000,
                 reconnect_timeout=5.0,
-                check=AsyncConnectionPool.check_connection,
                 kwargs={"autocommit": True, "options": _OPTIONS, "application_name": "zapis-journal", **CONNECT},
             )
             await self._pool.open(wait=False)
+        pool = self._pool
         try:
-            async with self._pool.connection() as connection:
-                yield connection
+            connection = await _working_connection(pool)
+            try:
+                async with connection:
+                    yield connection
+            finally:
+                await pool.putconn(connection)
         except (psycopg.Error, PoolTimeout, OSError) as error:
             raise JournalUnavailable(type(error).__name__) from error
+
+
+_Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
+
+
+async def _working_connection(pool: _Pool) -> psycopg.AsyncConnection[TupleRow]:
+    """A pooled connection that answers; the pool makes new ones for those that do not.
+
+    The pool's own check waits longer after each broken one that it finds, and after a failover all are.
+    """
+    for _ in range(_POOL_MAX):
+        connection = await pool.getconn()
+        try:
+            await pool.check_connection(connection)
+        except psycopg.Error:
+            await pool.putconn(connection)
+        except BaseException:
+            await pool.putconn(connection)
+            raise
+        else:
+            return connection
+    return await pool.getconn()
 
 
 _APPEND = """

@@ -161,6 +161,22 @@ async def test_whenever_a_connection_is_lost_what_is_said_of_it_is_true(postgres
     assert (await verify(postgres_world.database_url)).differences == []
 
 
+async def test_when_all_connections_are_lost_at_once_nobody_waits_for_new_ones(postgres_world: PostgresWorld) -> None:
+    owner = await opened(postgres_world, HOUSE)
+    journal = owner.journal
+    pooled = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'zapis-journal' AND query NOT LIKE '%%journal_append%%'"
+    )
+    async with asyncio.timeout(10):
+        while len(postgres_world.rows(pooled)) < 3:
+            await asyncio.gather(*(journal.facts((), (), ()) for _ in range(8)))
+    terminate(postgres_world, [row["pid"] for row in postgres_world.rows(pooled)])
+
+    async with asyncio.timeout(2):
+        await journal.claim(HOUSE, 0)
+
+
 async def test_without_a_server_everything_is_unavailable() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # Bound and not listened on: whoever connects is refused.
