@@ -36,6 +36,8 @@ async def run(seed: int, minutes: float, only: Sequence[str]) -> int:
     began = time.monotonic()
     nemeses = [each for each in NEMESES if not only or any(word in each.name for word in only)]
     async with running_cluster() as cluster, running_campaign(cluster, seed) as campaign:
+        if not cluster.disk.mounted:
+            _say("no small disk can be mounted here: PostgreSQL's is never full")
         for nemesis in nemeses:
             _progress(began, await campaign.fault(nemesis))
         while (left := began + 60 * minutes - time.monotonic()) > MIX_MIN_S and not only:

@@ -72,6 +72,7 @@ class Campaign:
         began = len(self.history.operations)
         recovery = await self._strike(nemesis, self.dice)
         await asyncio.sleep(CALM_S)
+        await self._until(lambda: self.cluster.whole)
         line = self._line(nemesis.name, [recovery] if recovery else [], nemesis.target_s, began)
         self.lines.append(line)
         return line

@@ -30,6 +30,7 @@ COMMITS = 5
 """Backends that are terminated, replies that are swallowed."""
 DELAY_S = 0.05
 FOUND_S = 5.0
+STARTED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,21 @@ async def stop_postgres(scene: Scene) -> bool:
     await postgres.died()
     await asyncio.sleep(AWAY_S)
     await postgres.restart()
+    scene.recovery.restart()
+    return True
+
+
+async def fill_disk(scene: Scene) -> bool:
+    """PostgreSQL has no room on its disk, and may give up for it."""
+    cluster = scene.cluster
+    if not cluster.disk.mounted:
+        return False
+    await asyncio.to_thread(cluster.disk.fill)
+    try:
+        await asyncio.sleep(AWAY_S)
+    finally:
+        await asyncio.to_thread(cluster.disk.free)
+    await _answers(cluster)
     scene.recovery.restart()
     return True
 
@@ -256,6 +272,7 @@ NEMESES = (
     Nemesis(name="Valkey cut off", strike=cut_valkey),
     Nemesis(name="Valkey silent", strike=hold_valkey),
     POSTGRES,
+    Nemesis(name="PostgreSQL's disk full", strike=fill_disk, target_s=3.0),
     TERMINATED,
     SWALLOWED,
     Nemesis(name="PostgreSQL delayed", strike=delay_postgres),
@@ -275,6 +292,18 @@ async def _place(cluster: Cluster, *, dedicated: bool, actors: int) -> None:
         pass  # Another fault is about.
     finally:
         await database.dispose()
+
+
+async def _answers(cluster: Cluster) -> None:
+    """PostgreSQL, which puts itself in order after a crash, or is started again if it has given up."""
+    give_up_at = time.monotonic() + STARTED_S
+    while time.monotonic() < give_up_at:
+        if cluster.postgres.exit_code() is not None:
+            await cluster.postgres.restart()
+        with suppress(psycopg.OperationalError):
+            await cluster.administer("CHECKPOINT")
+            return
+        await asyncio.sleep(0.05)
 
 
 async def _delayed(scene: Scene, name: str) -> bool:

@@ -12,8 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -175,13 +174,17 @@ def calendar_actors(processes: list[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-async def keep_running(server: Server, restarts: Counter[str], attempt_s: float = 30.0) -> None:
-    """Start it again whenever it has ended, as whoever runs a cluster has it done; until cancelled."""
+async def keep_running(server: Server, tell: Callable[[Server, bool], None], attempt_s: float = 30.0) -> None:
+    """Start it again whenever it has ended, as whoever runs a cluster has it done; until cancelled.
+
+    ``tell`` is told that it has ended (true), and that it answers again.
+    """
     while True:
         await server.died()
-        restarts[server.name] += 1
+        tell(server, True)
         await server.stop()
         await _start_again(server, attempt_s)
+        tell(server, False)
 
 
 async def _start_again(server: Server, attempt_s: float) -> None:

@@ -19,6 +19,7 @@ from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedValkey, Serv
 from cluster.processes import left_over
 from cluster.settings import Settings
 from persistence.database import migrate
+from tests.faults.disk import SmallDisk
 from tests.faults.nodes import ApiProcess, RayHead, RayNode, StateValkey, calendar_actors, keep_running
 from tests.faults.proxy import Proxy
 from tests.serving import environment_of
@@ -44,6 +45,8 @@ class Cluster:
         self.nodes: list[RayNode] = []
         self.apis: list[ApiProcess] = []
         self.calendar_actors = calendar_actors
+        self.disk = SmallDisk(self.postgres._home)
+        """That of PostgreSQL, where there are several nodes and it can be had."""
         self.postgres_proxy = Proxy(0)
         self.valkey_proxy = Proxy(0)
         self.restarts: Counter[str] = Counter()
@@ -52,6 +55,7 @@ class Cluster:
         self._apis = apis
         self._joined = 0
         self._door: RayNode | None = None
+        self._down: set[Server] = set()
         self._kept: dict[Server, asyncio.Task[None]] = {}
 
     @property
@@ -69,7 +73,7 @@ class Cluster:
             ray_address=self.head.url,
             ray_namespace="faults",
             master_key_file=self.data.master_key_file(),
-            rate_limit=0,
+            rate_limit=10_000_000,  # Nobody reaches it, and Valkey is asked every time.
             live_appointments_max=0,
             holds_max=0,
             moves_max=0,
@@ -91,6 +95,8 @@ class Cluster:
             self.keep(server)
 
     async def _start_stores(self) -> None:
+        if self._nodes:
+            self.disk.mount()
         await asyncio.gather(self.postgres.start(), self.valkey.start())
         await migrate(self.direct_url)
         for proxy, server in ((self.postgres_proxy, self.postgres), (self.valkey_proxy, self.valkey)):
@@ -120,10 +126,23 @@ class Cluster:
         for proxy in (self.postgres_proxy, self.valkey_proxy):
             await proxy.stop()
         await asyncio.gather(self.state.stop(), self.valkey.stop(), self.postgres.stop())
+        self.disk.unmount()
 
     def keep(self, server: Server) -> None:
         """Have it started again whenever it ends."""
-        self._kept[server] = asyncio.create_task(keep_running(server, self.restarts), name=f"keep {server.name}")
+        self._kept[server] = asyncio.create_task(keep_running(server, self._ended), name=f"keep {server.name}")
+
+    def _ended(self, server: Server, ended: bool) -> None:
+        if ended:
+            self.restarts[server.name] += 1
+            self._down.add(server)
+        else:
+            self._down.discard(server)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that is kept running runs."""
+        return not self._down
 
     async def join(self) -> RayNode:
         """Another node with room for calendars."""
@@ -138,6 +157,7 @@ class Cluster:
         self.nodes.remove(node)
         if (task := self._kept.pop(node, None)) is not None:
             task.cancel()
+        self._down.discard(node)
         await node.stop()
 
     def actor_processes(self) -> list[psutil.Process]:
