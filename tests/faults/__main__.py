@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +33,9 @@ MIX_MAX_S = 120.0
 
 async def run(seed: int, minutes: float, only: Sequence[str]) -> int:
     """A campaign of so many minutes; what every fault leaves of them is for the mix."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # Nothing of it is left behind.
     _say(f"seed {seed}, {minutes:g} minutes")
     began = time.monotonic()
     nemeses = [each for each in NEMESES if not only or any(word in each.name for word in only)]

@@ -97,6 +97,7 @@ class _Link:
         self.server = _Side(self)
         self._commits = False
         self._swallowing = False
+        self._connected = False
         self._over = False
         self._connecting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -113,13 +114,14 @@ class _Link:
         except OSError:
             self.cut()
         else:
+            self._connected = True
             self.move_on()
 
     def received(self, side: _Side, data: bytes) -> None:
         """Data from one side: pass it on when it is time."""
         to = self.server if side is self.client else self.client
         now = asyncio.get_running_loop().time()
-        if self._waiting or self.proxy.held or self.proxy.delay_s or self.server.transport is None:
+        if self._waiting or self.proxy.held or self.proxy.delay_s or not self._connected:
             self._waiting.append((now + self.proxy.delay_s, to, data))
             self.move_on()
         else:
@@ -131,7 +133,7 @@ class _Link:
             self._timer.cancel()
             self._timer = None
         loop = asyncio.get_running_loop()
-        while self._waiting and not self.proxy.held and self.server.transport is not None:
+        while self._waiting and not self.proxy.held and self._connected:
             due, to, data = self._waiting[0]
             if due > loop.time():
                 self._timer = loop.call_at(due, self.move_on)

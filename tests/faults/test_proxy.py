@@ -19,10 +19,12 @@ class Echo:
 
     def __init__(self) -> None:
         self.got = b""
+        self.writers: list[asyncio.StreamWriter] = []
         self.serving: set[asyncio.Task[None]] = set()
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A new connection."""
+        self.writers.append(writer)
         self.serving.add(asyncio.create_task(self.serve(reader, writer)))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,6 +113,20 @@ async def test_what_was_held_of_a_client_that_is_gone_arrives_still() -> None:
         async with asyncio.timeout(5):
             while echo.got != b"before late":
                 await asyncio.sleep(0.01)
+
+
+async def test_who_waited_for_a_server_that_is_gone_is_told_when_it_lets_go() -> None:
+    async with proxied() as (proxy, echo, streams):
+        await said(streams, b"before ")
+        proxy.hold()
+        streams[1].write(b"lost")
+        await streams[1].drain()
+        for writer in echo.writers:
+            writer.transport.abort()
+        await asyncio.wait_for(asyncio.gather(*echo.serving), 5)
+        proxy.release()
+        async with asyncio.timeout(5):
+            assert await streams[0].read() == b""
 
 
 async def test_a_cut_resets_every_connection() -> None:
