@@ -100,7 +100,7 @@ def main() -> int:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
-    parser.add_argument("--minutes", type=float, default=13.0)
+    parser.add_argument("--minutes", type=float, default=13.5)
     parser.add_argument("--only", action="append", default=[], help="faults whose name has this, and no mix")
     given = parser.parse_args()
     for name in [name for name in os.environ if name.startswith((PREFIX, "RAY_"))]:
