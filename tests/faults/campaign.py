@@ -78,7 +78,7 @@ class Campaign:
         return line
 
     async def mix(self, nemeses: Sequence[Nemesis], seconds: float) -> Line:
-        """Faults at the same time, two of them at any moment, drawn by the seed."""
+        """Faults at the same time, one of PostgreSQL and one of something else at any moment, drawn by the seed."""
         began = len(self.history.operations)
         until = time.monotonic() + seconds
         recoveries: list[Recovery] = []
@@ -88,8 +88,7 @@ class Campaign:
                 if (recovery := await self._strike(own.choice(chosen), own)) is not None:
                     recoveries.append(recovery)
 
-        mixing = [nemesis for nemesis in nemeses if nemesis.mixes]
-        halves = (mixing[::2], mixing[1::2])  # No fault meets itself.
+        halves = [[nemesis for nemesis in nemeses if nemesis.postgres is postgres] for postgres in (True, False)]
         seeds = [self.dice.random() for _ in halves]
         async with asyncio.TaskGroup() as group:
             for half, seed in zip(halves, seeds, strict=True):

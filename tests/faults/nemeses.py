@@ -57,8 +57,8 @@ class Nemesis:
     """The first good answer should come by then."""
     nodes: bool = False
     """Needs a cluster of several nodes."""
-    mixes: bool = True
-    """May strike while others do."""
+    postgres: bool = False
+    """Strikes PostgreSQL or the way to it: one such at a time."""
 
 
 async def kill_actor(scene: Scene) -> bool:
@@ -254,9 +254,9 @@ async def hold_valkey(scene: Scene) -> bool:
 
 
 ACTOR = Nemesis(name="actor killed", strike=kill_actor, target_s=2.5)
-TERMINATED = Nemesis(name="backends terminated mid-commit", strike=terminate_backends)
-SWALLOWED = Nemesis(name="replies to COMMIT swallowed", strike=swallow_replies)
-POSTGRES = Nemesis(name="PostgreSQL stopped, started", strike=stop_postgres, target_s=3.0)
+TERMINATED = Nemesis(name="backends terminated mid-commit", strike=terminate_backends, postgres=True)
+SWALLOWED = Nemesis(name="replies to COMMIT swallowed", strike=swallow_replies, postgres=True)
+POSTGRES = Nemesis(name="PostgreSQL stopped, started", strike=stop_postgres, target_s=3.0, postgres=True)
 NEMESES = (
     ACTOR,
     Nemesis(name="API process killed", strike=kill_api),
@@ -272,12 +272,12 @@ NEMESES = (
     Nemesis(name="Valkey cut off", strike=cut_valkey),
     Nemesis(name="Valkey silent", strike=hold_valkey),
     POSTGRES,
-    Nemesis(name="PostgreSQL's disk full", strike=fill_disk, target_s=3.0),
+    Nemesis(name="PostgreSQL's disk full", strike=fill_disk, target_s=3.0, postgres=True),
     TERMINATED,
     SWALLOWED,
-    Nemesis(name="PostgreSQL delayed", strike=delay_postgres),
-    Nemesis(name="PostgreSQL cut off", strike=cut_postgres),
-    Nemesis(name="PostgreSQL silent", strike=hold_postgres),
+    Nemesis(name="PostgreSQL delayed", strike=delay_postgres, postgres=True),
+    Nemesis(name="PostgreSQL cut off", strike=cut_postgres, postgres=True),
+    Nemesis(name="PostgreSQL silent", strike=hold_postgres, postgres=True),
     Nemesis(name="calendars placed anew", strike=place_anew),
 )
 SHORT = (ACTOR, TERMINATED, SWALLOWED, POSTGRES)
