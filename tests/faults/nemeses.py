@@ -135,7 +135,7 @@ async def stop_postgres(scene: Scene) -> bool:
     postgres = scene.cluster.postgres
     processes = await asyncio.to_thread(left_over, postgres.data.path, postgres.name)
     pids = {process.pid for process in processes}
-    _signal(scene, [process for process in processes if process.ppid() not in pids], signal.SIGQUIT)
+    _signal(scene, [process for process in processes if _parent(process) not in pids], signal.SIGQUIT)
     await postgres.died()
     await asyncio.sleep(AWAY_S)
     await postgres.restart()
@@ -349,6 +349,13 @@ def _signal(scene: Scene, processes: Iterable[psutil.Process], number: signal.Si
             struck = True
     scene.recovery.restart()
     return struck
+
+
+def _parent(process: psutil.Process) -> int:
+    """The parent's pid; its own where it has ended since it was found."""
+    with suppress(psutil.NoSuchProcess):
+        return process.ppid()
+    return process.pid
 
 
 def _runs(process: psutil.Process) -> bool:
