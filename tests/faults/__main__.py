@@ -52,7 +52,8 @@ async def run(seed: int, minutes: float, only: Sequence[str]) -> int:
 
 
 def _progress(began: float, line: Line) -> None:
-    _say(f"{time.monotonic() - began:6.0f} s  {line.name}: {_seconds(line.first_s)}, all {_seconds(line.all_s)}")
+    times = f"{_seconds(line.first_s)}, all {_seconds(line.all_s)}" if line.times else "found nothing to strike"
+    _say(f"{time.monotonic() - began:6.0f} s  {line.name}: {times}")
 
 
 def _report(campaign: Campaign, seconds: float) -> None:

@@ -73,7 +73,7 @@ class Cluster:
             ray_address=self.head.url,
             ray_namespace="faults",
             master_key_file=self.data.master_key_file(),
-            rate_limit=4000,  # Nobody reaches it; a sixteenth of it is reached, and counted in Valkey.
+            rate_limit=1600,  # Nobody reaches it; a sixteenth of it is reached, and counted in Valkey.
             live_appointments_max=0,
             holds_max=0,
             moves_max=0,
