@@ -117,7 +117,9 @@ class CalendarClient:
         actors: CalendarActors,
         read_placement: Callable[[], Awaitable[Placement]],
         limits: ClientLimits,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self._clock = clock
         self._actors = actors
         self._read_placement = read_placement
         self._limits = limits
@@ -134,7 +136,7 @@ class CalendarClient:
         assert command.deadline is not None, "a command needs a deadline"
         delay_s = self._limits.resend_delay_s
         while True:
-            left_s = (command.deadline - datetime.now(UTC)).total_seconds()
+            left_s = (command.deadline - self._clock()).total_seconds()
             if left_s <= 0:
                 return NotDecided(why=RefusedFor.UNAVAILABLE)
             try:
@@ -151,7 +153,7 @@ class CalendarClient:
                     self._placement = None
                 case RefusedFor.NOT_ACTIVE:
                     pass
-            left_s = (command.deadline - datetime.now(UTC)).total_seconds()
+            left_s = (command.deadline - self._clock()).total_seconds()
             if left_s <= delay_s:
                 return NotDecided(why=RefusedFor.UNAVAILABLE)
             await asyncio.sleep(delay_s)

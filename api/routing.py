@@ -15,9 +15,12 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.params import Form
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from api.errors import Problem, UnreadableBody, pointer_to
+from api.plan import Plan
 
 FORM: Final = "application/x-www-form-urlencoded"
 NUL_DETAIL: Final = "This must not contain NUL characters."
@@ -60,20 +63,52 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body through ``StrictRequest`` and takes one content type only."""
+    """A route that reads its body through ``StrictRequest``, takes one content type only and is served by a ``Plan``.
+
+    A route with a form is served by FastAPI.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:
+        super().__init__(path, endpoint, **more)
+        if not self._wants_form:
+            self._plan = Plan(self.dependant)
+            self._adapter = TypeAdapter(self.response_model) if self.response_model is not None else None
+            self.app = self._serve
+
+    @property
+    def _wants_form(self) -> bool:
+        return self.body_field is not None and isinstance(self.body_field.field_info, Form)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, behind the checks."""
+        """FastAPI's handler, behind the check of the form's content type."""
         handle = super().get_route_handler()
-        if self.body_field is None:
-            return handle
-        wants_form = isinstance(self.body_field.field_info, Form)
 
         async def handle_strictly(request: Request) -> Response:
-            check_content_type(request, FORM if wants_form else "application/json")
-            return await handle(StrictRequest(request.scope, request.receive))
+            check_content_type(request, FORM)
+            return await handle(request)
 
-        return handle_strictly
+        return handle_strictly if self._wants_form else handle
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = StrictRequest(scope, receive)
+        if self._plan.reads_body:
+            check_content_type(request, "application/json")
+        content, headers = await self._plan.carry_out(request)
+        await self._response(content, headers)(scope, receive, send)
+
+    def _response(self, content: Any, headers: Response) -> Response:
+        if isinstance(content, Response):
+            return content
+        if content is None:
+            return Response(status_code=self.status_code or 204)
+        assert self._adapter is not None, "a route that returns something has a model for it"
+        response = Response(
+            self._adapter.dump_json(content, by_alias=True),
+            status_code=self.status_code or 200,
+            media_type="application/json",
+        )
+        response.headers.update({name: value for name, value in headers.headers.items() if name != "content-length"})
+        return response
 
 
 def router(*, prefix: str = "", tag: str) -> APIRouter:

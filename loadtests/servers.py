@@ -26,6 +26,7 @@ from psycopg import sql
 from cluster.data_directory import LOOPBACK, DataDirectory, free_port
 from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey
 from cluster.processes import Child, Program, left_over
+from cluster.serve import PROTOCOL
 from cluster.settings import PREFIX, Settings, variable
 from persistence.database import migrate
 
@@ -102,8 +103,8 @@ class Servers:
 
     @asynccontextmanager
     async def peer(self, application: str, settings: Settings) -> AsyncIterator[WebServer]:
-        """An application of ``loadtests.peers`` under uvicorn, for as long as the block lasts."""
-        arguments = ("-m", "uvicorn", application, "--factory", "--loop", "uvloop", "--http", "httptools")
+        """An application of ``loadtests.peers`` under uvicorn as we run it, for as long as the block lasts."""
+        arguments = ("-m", "uvicorn", application, "--factory", "--loop", "uvloop", "--http", PROTOCOL)
         quiet = ("--no-access-log", "--log-level", "warning", "--no-server-header", "--host", LOOPBACK)
         async with self._web_server("peer", (*arguments, *quiet), settings, probe="/readyz") as server:
             yield server

@@ -131,7 +131,7 @@ async def verify(body: schemas.Verification, request: Request, services: TheServ
         await verification.verify_phone(services, gate, principal.user_id, body.code, address=address)
 
 
-@router.post("/auth/verify/resend", status_code=202)
+@router.post("/auth/verify/resend", status_code=202, response_class=Response)
 async def resend_code(
     body: schemas.Resend, principal: CurrentUser, request: Request, services: TheServices, gate: TheGate
 ) -> None:
@@ -139,7 +139,7 @@ async def resend_code(
     await verification.resend(services, gate, principal.user_id, body.channel, address=address_of(request))
 
 
-@router.post("/auth/password/forgot", status_code=202)
+@router.post("/auth/password/forgot", status_code=202, response_class=Response)
 async def forgot_password(body: schemas.Forgotten, request: Request, services: TheServices, gate: TheGate) -> None:
     """Have a code sent that sets a new password. The answer never tells whether there is such an account."""
     await verification.forgot(services, gate, body, address=address_of(request))
