@@ -21,7 +21,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import orjson
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import Response
 from psycopg import AsyncConnection, errors
 from psycopg.rows import TupleRow
@@ -33,7 +33,7 @@ from api.dependencies import CurrentUser, IdempotencyKey, version_tag
 from api.directory.location_directory import LocationDirectory
 from api.errors import Problem, add_handlers
 from api.gate import close_gate, open_gate
-from api.routing import Json, encoded, router
+from api.routing import Json, encoded
 from api.scheduling.commands import fingerprint, keyed_command_id
 from api.scheduling.schemas import Appointment, BookingRequest
 from cluster.bootstrap import policy_of
@@ -45,7 +45,7 @@ from persistence.sealed import Vault, place
 from persistence.unit_of_work import UnitOfWork
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
-routes = router(prefix="/v1", tag="Booking")
+routes = APIRouter(prefix="/v1")  # FastAPI's own, as one writes a service by hand.
 
 NUMBERING = "CREATE SEQUENCE IF NOT EXISTS peer_event_sequence START 1000000000"
 LOCK_SLOT = """
