@@ -30,6 +30,7 @@ from persistence.normal_forms import is_login, normal_email, normal_login, norma
 
 YEAR_MIN: Final = 1900
 YEAR_MAX: Final = 2200
+TEXT_LENGTH_MAX: Final = 500
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
@@ -205,7 +206,7 @@ Flag = Annotated[bool, Strict()]
 Line = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
 """One line of text."""
 
-Text = Annotated[str, Field(max_length=2000), AfterValidator(_text)]
+Text = Annotated[str, Field(max_length=TEXT_LENGTH_MAX), AfterValidator(_text)]
 """A few lines of text."""
 
 PersonName = Annotated[

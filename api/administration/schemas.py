@@ -39,7 +39,6 @@ from api.fields import (
 )
 from api.scheduling.schemas import Appointment
 
-REASON_LENGTH_MAX: Final = 500
 PRICE_MAX: Final = 10**12
 SPECIALTIES_MAX: Final = 20
 LOCATIONS_MAX: Final = 50
@@ -264,9 +263,7 @@ class NewClosure(Body):
 
     start: Annotated[DayOrInstant, Field(alias="from")]
     end: Annotated[DayOrInstant, Field(alias="to")]
-    reason: Annotated[
-        Text, Field(min_length=1, max_length=REASON_LENGTH_MAX, examples=["Conference"]), AfterValidator(said)
-    ]
+    reason: Annotated[Text, Field(min_length=1, examples=["Conference"]), AfterValidator(said)]
     dry_run: Annotated[Flag, Field(description="Only tell what would be blocked and displaced.")] = False
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from api.fields import Answer, Body, Id, Text, said
 
-REASON_LENGTH_MAX: Final = 500
-
-Reason = Annotated[Text, Field(max_length=REASON_LENGTH_MAX, examples=["Headaches since Monday"])]
+Reason = Annotated[Text, Field(examples=["Headaches since Monday"])]
 OverrideReason = Annotated[
     Text,
     Field(
         min_length=1,
-        max_length=REASON_LENGTH_MAX,
         examples=["Came from afar"],
         description="Staff only: pass a cut-off or a limit; audited.",
     ),
