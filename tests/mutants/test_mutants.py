@@ -6,20 +6,33 @@ person might make; it has to be caught, and the actor as it is has to pass the s
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import pytest
 
 from actors import decisions, entries
-from actors.calendar import Calendar
 from actors.calendar_actor import CalendarActor
-from actors.journal import Append, Claim, Conflict, JournalUnavailable, OutcomeUnknown, StoredAnswer
-from actors.messages import Command, Rejected, Reply
+from actors.journal import Conflict, JournalUnavailable, OutcomeUnknown
 from tests.fakes.actor_house import House
-from tests.fakes.memory_journal import MemoryJournal, Tables
+from tests.fakes.memory_journal import MemoryJournal
+from tests.mutants.broken import (
+    AnswersBeforeItCommits,
+    ExpectsNothing,
+    ForgetsCommands,
+    JoinsNothing,
+    KeepsItsMemory,
+    LeavesWhatWaits,
+    LooksNothingUp,
+    NoChecks,
+    NoEpochForANo,
+    NoFence,
+    NumbersRefusals,
+    SameEpoch,
+    SaysNoAtOnce,
+    believes,
+    takes_anything,
+)
 from tests.mutants.invariants import (
     a_repeat_has_one_effect,
     events_are_gapless,
@@ -30,169 +43,6 @@ from tests.mutants.invariants import (
 )
 
 Scene = Callable[[House], Awaitable[None]]
-
-
-# 1. One decider
-
-
-class NoFence(MemoryJournal):
-    """Writes whoever asks."""
-
-    def _fence(self, tables: Tables, append: Append) -> None:
-        for row in append.calendars:
-            state = tables.calendar[row.doctor_id]
-            reached = max(row.reached, state.sequence)
-            tables.calendar[row.doctor_id] = replace(state, sequence=reached, last_event_at=row.last_event_at)
-
-
-class SameEpoch(MemoryJournal):
-    """Claims without raising the epoch."""
-
-    def _claim(self, doctor_id: str, generation: int) -> Claim:
-        before = self.database.tables.calendar[doctor_id]
-        super()._claim(doctor_id, generation)
-        self.database.tables.calendar[doctor_id] = before
-        return Claim(epoch=before.epoch)
-
-
-# 2. Nothing acknowledged is lost
-
-
-class AnswersBeforeItCommits(CalendarActor):
-    """Tells what it has decided."""
-
-    async def decide_batch(self, generation: int, commands: Any) -> list[Reply]:
-        replies: list[Any] = []
-        self._generation = generation
-        self._start_loops()
-        for command in commands:
-            entry = self._take_in(command)
-            replies.append(getattr(entry, "outcome", entry))
-        return replies
-
-
-def believes(failure: type[Exception]) -> type[MemoryJournal]:
-    """A journal that takes a failure for a success."""
-
-    class Believing(MemoryJournal):
-        async def append(self, append: Append) -> dict[str, StoredAnswer]:
-            try:
-                return await super().append(append)
-            except failure:
-                return {}
-
-    return Believing
-
-
-# 3. Nothing is doubled
-
-
-class NoChecks(MemoryJournal):
-    """Has no constraints and compares nothing across calendars."""
-
-    def _check(self, tables: Tables, append: Append) -> None:
-        pass
-
-
-def _takes_anything(*_: object) -> tuple[()]:
-    return ()
-
-
-# 4. A repeated command has one effect
-
-
-class ForgetsCommands(MemoryJournal):
-    """Stores answers over answers."""
-
-    def _append(self, append: Append) -> dict[str, StoredAnswer]:
-        for row in append.commands:
-            self.database.tables.command.pop(row.command_id, None)
-        return super()._append(append)
-
-
-class LooksNothingUp(MemoryJournal):
-    """Lets refusals go without a look at what was answered before."""
-
-    def _append(self, append: Append) -> dict[str, StoredAnswer]:
-        super()._append(append)
-        return {}
-
-
-class JoinsNothing(CalendarActor):
-    """Decides a command again that it has decided and not committed."""
-
-    def _take_in(self, command: Command) -> Any:
-        known = self._by_command.pop(command.command_id, None)
-        taken = super()._take_in(command)
-        if known is not None:
-            self._by_command.setdefault(command.command_id, known)
-        return taken
-
-    def _settle(self, entry: Any, reply: Reply) -> None:
-        self._by_command[entry.command.command_id] = entry
-        super()._settle(entry, reply)
-
-
-# 5. A reply reveals nothing that may be undone
-
-
-class SaysNoAtOnce(CalendarActor):
-    """Refuses as soon as it has decided to."""
-
-    def _enqueue(self, entry: Any, activation: Any) -> None:
-        super()._enqueue(entry, activation)
-        if isinstance(entry.outcome, Rejected):
-            entry.reply.set_result(entry.outcome)
-
-
-class LeavesWhatWaits(CalendarActor):
-    """Decides the batch again, but not what was decided behind it."""
-
-    def _decide_again(self, entries: Any, doctor_ids: Any, fresh: Any, *found: Any) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        super()._decide_again(entries, doctor_ids, fresh, *found)
-        self._waiting.extend(waiting)
-
-
-class NoEpochForANo(MemoryJournal):
-    """Checks the epoch only of whoever writes events."""
-
-    def _fence(self, tables: Tables, append: Append) -> None:
-        written = [row for row in append.calendars if row.reached > row.expected]
-        super()._fence(tables, replace(append, calendars=written))
-
-
-# 6. Events are gapless
-
-
-class NumbersRefusals(CalendarActor):
-    """Uses up a number for what it refused."""
-
-    def _decide(self, entry: Any, activation: Any, facts: Any) -> None:
-        super()._decide(entry, activation, facts)
-        if isinstance(entry.outcome, Rejected):
-            activation.calendar.sequence += 1
-
-
-class KeepsItsMemory(CalendarActor):
-    """Goes on with the state and the numbers of what was rolled back."""
-
-    def _decide_again(self, entries: Any, doctor_ids: Any, fresh: Any, *found: Any) -> None:
-        kept: dict[str, tuple[Calendar, int]] = {
-            doctor_id: (self._active[doctor_id].calendar, epoch) for doctor_id, (_, epoch) in fresh.items()
-        }
-        super()._decide_again(entries, doctor_ids, kept, *found)
-
-
-class ExpectsNothing(MemoryJournal):
-    """Fences by epoch alone, not by number."""
-
-    def _fence(self, tables: Tables, append: Append) -> None:
-        expected = [
-            replace(row, expected=tables.calendar[row.doctor_id].sequence) if row.reached > row.expected else row
-            for row in append.calendars
-        ]
-        super()._fence(tables, replace(append, calendars=expected))
 
 
 @dataclass(frozen=True)
@@ -223,7 +73,7 @@ MUTANTS = (
         "the core gives away what is taken, the database checks nothing",
         nothing_is_doubled,
         journal=NoChecks,
-        patches=((decisions, "_take", _takes_anything), (decisions, "_check_patient_free", lambda *_: 0)),
+        patches=((decisions, "_take", takes_anything), (decisions, "_check_patient_free", lambda *_: 0)),
     ),
     Mutant(4, "answers are stored over answers", a_repeat_has_one_effect, journal=ForgetsCommands),
     Mutant(4, "refuses without a look-up", a_repeat_has_one_effect, journal=LooksNothingUp),
@@ -264,7 +114,7 @@ async def test_a_mutant_is_caught(mutant: Mutant, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_behind_a_core_that_gives_away_what_is_taken_stands_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "_take", _takes_anything)
+    monkeypatch.setattr(decisions, "_take", takes_anything)
     monkeypatch.setattr(decisions, "_check_patient_free", lambda *_: 0)
 
     await nothing_is_doubled(House())
