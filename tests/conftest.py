@@ -32,6 +32,12 @@ T = TypeVar("T")
 Server = TypeVar("Server", bound=EmbeddedServer)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many seeds ``tests/simulation`` runs, and from which on."""
+    parser.addoption("--seeds", type=int, default=1500, help="runs of the simulation")
+    parser.addoption("--first-seed", type=int, default=0, help="the seed of the first of them")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """The tests see no setting of the developer's, and Ray is told how to connect before anything imports it."""
     for name in [name for name in os.environ if name.startswith((PREFIX, "RAY_"))]:
