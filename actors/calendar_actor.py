@@ -99,7 +99,7 @@ class CalendarActor:
         self._active: dict[str, Activation] = {}
         self._activating: dict[str, asyncio.Task[None]] = {}
         self._refusing: dict[str, tuple[Reply, datetime]] = {}
-        """Calendars that could not be activated: what to say, and until when not to try again."""
+        """Calendars that could not be activated: what to say, and since when. For a moment it is not tried again."""
         self._waiting: deque[Entry] = deque()
         self._by_command: dict[str, Entry] = {}
         """Everything decided and not settled."""
@@ -235,8 +235,10 @@ class CalendarActor:
     def _activate_for(self, doctor_id: str) -> Reply:
         refusal = self._refusing.get(doctor_id)
         if refusal is not None:
-            if refusal[1] > self._clock():
-                return refusal[0]
+            reply, since = refusal
+            # A clock that has stepped back since says nothing of how long that is.
+            if 0 <= (self._clock() - since).total_seconds() < self._limits.retry_delay_s:
+                return reply
             del self._refusing[doctor_id]
         if doctor_id not in self._activating:
             if len(self._active) + len(self._activating) >= self._limits.active_calendars_max and not self._make_room():
@@ -269,7 +271,7 @@ class CalendarActor:
     def _refuse(self, doctor_id: str, reply: Reply) -> None:
         if len(self._refusing) >= self._limits.active_calendars_max:
             self._refusing.clear()
-        self._refusing[doctor_id] = (reply, self._clock() + timedelta(seconds=self._limits.retry_delay_s))
+        self._refusing[doctor_id] = (reply, self._clock())
 
     def _finish_known_moves(self, activation: Activation) -> None:
         """Before anything else is decided: take in what has been moved here, release what was refused."""

@@ -838,6 +838,18 @@ async def test_an_activation_that_fails_is_not_tried_again_at_once() -> None:
     assert codes(await house.send(publish(HOUSE, 1))) == ["done"]
 
 
+async def test_an_activation_that_failed_is_tried_again_when_the_clock_has_stepped_back() -> None:
+    house = House()
+    house.database.add_doctor(HOUSE)
+    house.journal.next("claim", Fault(before=JournalUnavailable("away")))
+    house.clock.pass_(hours=1)
+
+    assert await house.once(publish(HOUSE, 1)) == [NOT_ACTIVE]
+    await settle()
+    house.clock.pass_(hours=-1)
+    assert codes(await house.send(publish(HOUSE, 1))) == ["done"]
+
+
 async def test_a_load_that_fails_is_no_activation() -> None:
     house = House()
     house.database.add_doctor(HOUSE)
