@@ -13,8 +13,8 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import orjson
@@ -201,7 +201,7 @@ class CalendarClient:
         if lane is None:
             if len(self._lanes) >= self._limits.lanes_max and not self._forget_idle_lane():
                 return NotDecided(why=RefusedFor.OVERLOADED)
-            lane = self._lanes[name] = _Lane(name=name, actors=self._actors, limits=self._limits)
+            lane = self._lanes[name] = _Lane(name=name, actors=self._actors, limits=self._limits, clock=self._clock)
         return await lane.put(placement.generation, command)
 
     async def _fetch_placement(self) -> Placement:
@@ -233,10 +233,13 @@ class PlacementUnknown(Exception):
 class _Lane:
     """The queue to one calendar actor, with one call in flight."""
 
-    def __init__(self, *, name: str, actors: CalendarActors, limits: ClientLimits) -> None:
+    def __init__(
+        self, *, name: str, actors: CalendarActors, limits: ClientLimits, clock: Callable[[], datetime]
+    ) -> None:
         self._name = name
         self._actors = actors
         self._limits = limits
+        self._clock = clock
         self._queue: deque[tuple[int, Command, asyncio.Future[Reply]]] = deque()
         self._sender: asyncio.Task[None] | None = None
         self.used_at = 0.0
@@ -308,7 +311,9 @@ class _Lane:
                     future.set_result(NotDecided(why=RefusedFor.UNAVAILABLE))
 
     async def _call(self, generation: int, commands: Sequence[Command]) -> Sequence[Reply]:
-        batch = encode_batch(generation, commands)
+        # A call that comes late is not obeyed: it has been given up, and its sender may have been told no since.
+        given_up = self._clock() + timedelta(seconds=self._limits.call_timeout_s)
+        batch = encode_batch(generation, [_by(given_up, command) for command in commands])
         try:
             async with asyncio.timeout(self._limits.call_timeout_s):
                 actor = await self._actors.get(self._name)
@@ -317,6 +322,13 @@ class _Lane:
             log.warning("calendar_actor_lost", lane=self._name, reason=type(failure).__name__, commands=len(commands))
             self._actors.forget(self._name)
             return [NotDecided(why=RefusedFor.NOT_ACTIVE)] * len(commands)
+
+
+def _by(latest: datetime, command: Command) -> Command:
+    """The command, to be decided by then at the latest."""
+    if command.deadline is None or command.deadline > latest:
+        return replace(command, deadline=latest)
+    return command
 
 
 def encode_batch(generation: int, commands: Sequence[Command]) -> bytes:

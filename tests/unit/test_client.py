@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -285,6 +286,27 @@ async def test_a_call_without_an_answer_is_given_up_and_sent_again() -> None:
 
     assert await task == Done(answer={"to": "key"})
     assert set(actor.sent) == {"key"}
+
+
+async def test_a_call_that_has_been_given_up_may_not_be_obeyed_when_it_comes() -> None:
+    async def ask_when(_: int, commands: Sequence[Command]) -> Sequence[Reply]:
+        return [Done(answer={"deadline": each.deadline}) for each in commands]
+
+    noon = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+    client = CalendarClient(
+        actors=Actors(**{"calendars:0": Actor(ask_when)}),
+        read_placement=Placements(),
+        limits=ClientLimits(call_timeout_s=4),
+        clock=lambda: noon,
+    )
+    patient, hasty = (replace(command(name), deadline=noon + timedelta(seconds=s)) for name, s in (("p", 10), ("h", 1)))
+
+    replies = await asyncio.gather(*sending(client, patient, hasty))
+
+    assert replies == [
+        Done(answer={"deadline": "2026-11-23T12:00:04+00:00"}),
+        Done(answer={"deadline": "2026-11-23T12:00:01+00:00"}),
+    ]
 
 
 @pytest.mark.parametrize(
