@@ -12,29 +12,35 @@ from typing import Any
 from actors.client import CalendarClient, ClientLimits, Placement
 from actors.messages import (
     AppointmentState,
+    BlockSlot,
     BookAppointment,
     CancelAppointment,
+    CloseCalendar,
     Done,
+    ExpireHolds,
     HoldSlot,
     NotDecided,
     Pending,
     RefusedFor,
     Rejected,
     ReleaseHold,
+    RemoveClosure,
     Reply,
     Requester,
     RescheduleAppointment,
     ReserveForMove,
     Role,
+    UnblockSlot,
+    Window,
 )
 from cluster.moves import _MOVE, MoveDriver
-from tests.clinic import slot_id
+from tests.clinic import slot, slot_id
 from tests.given import as_json, uid
 from tests.simulation.history import Operation
-from tests.simulation.plan import Client, Request
+from tests.simulation.plan import BY_STAFF, BY_SYSTEM, Client, Request
 from tests.simulation.servers import Servers, SimulatedActors
 
-DEADLINE_S = 5.0
+DEADLINE_S = 10.0
 PROBES_MAX = 20
 FOLLOWED_MAX = 3
 """How often an API server goes after a visit that has gone to another calendar."""
@@ -153,6 +159,8 @@ class Clients:
         if request.kind == "sweep":
             await api.sweep()
             return Done(answer={})
+        if request.kind == "expire":
+            return await api.calendars.send(ExpireHolds(**self._header(request, "expire"), doctor_id=request.doctor))
         if request.kind == "again":
             asked = self._requests.get(request.about)
             return None if asked is None else await self._ask(asked, api)
@@ -165,14 +173,7 @@ class Clients:
 
     async def _operate(self, request: Request, api: ApiServer, kind: str) -> Reply | None:
         """One operation, from asking to being told."""
-        suffix = "" if kind == request.kind else f"/{kind}"
-        header: dict[str, Any] = {
-            "command_id": uid(f"command {request.name}{suffix}"),
-            "requester": Requester(user_id=uid(request.who), role=Role.PATIENT),
-            "fingerprint": f"{kind} {request.name}",
-            "deadline": self.servers.wall() + timedelta(seconds=DEADLINE_S),
-            "respond_async": request.respond_async,
-        }
+        header = self._header(request, kind)
         said: dict[str, Any] = {
             "command_id": header["command_id"],
             "kind": kind,
@@ -181,12 +182,15 @@ class Clients:
             "doctor_id": request.doctor,
             "appointment_id": visit_of(request.about or request.name),
             "hold_id": self._holds.get(request.name),
+            "closure_id": closure_of(request.name),
             "invoked": self._now(),
             "invoked_at": self.servers.wall(),
             "known_before": self._committed(),
         }
         if kind == "release":
             said |= {"hold_id": hold_of(request.about), "doctor_id": self._doctor_of(request)}
+        elif kind == "reopen":
+            said |= {"closure_id": closure_of(request.about), "doctor_id": self._doctor_of(request)}
         self.servers.note(request.who, "asks {}: {}", request.name, kind)
         try:
             reply = await self._send(kind, header, said, request, api)
@@ -208,18 +212,18 @@ class Clients:
     async def _send(
         self, kind: str, header: dict[str, Any], said: Mapping[str, Any], request: Request, api: ApiServer
     ) -> Reply | None:
-        doctor, slot, visit = said["doctor_id"], said["slot_id"], said["appointment_id"]
+        doctor, wanted_id, visit = said["doctor_id"], said["slot_id"], said["appointment_id"]
 
         async def move(doctor_id: str) -> Reply:
             if doctor_id == doctor:
-                command = RescheduleAppointment(**header, doctor_id=doctor, appointment_id=visit, slot_id=slot)
+                command = RescheduleAppointment(**header, doctor_id=doctor, appointment_id=visit, slot_id=wanted_id)
                 return await api.calendars.send(command)
             return await api.moves.move(
                 ReserveForMove(
                     **header | {"respond_async": False},
                     doctor_id=doctor,
                     move_id=move_of(request.name),
-                    slot_id=slot,
+                    slot_id=wanted_id,
                     appointment_id=visit,
                     source_doctor_id=doctor_id,
                 )
@@ -230,7 +234,7 @@ class Clients:
 
         match kind:
             case "hold":
-                hold = HoldSlot(**header, doctor_id=doctor, hold_id=hold_of(request.name), slot_id=slot)
+                hold = HoldSlot(**header, doctor_id=doctor, hold_id=hold_of(request.name), slot_id=wanted_id)
                 return await api.calendars.send(hold)
             case "release":
                 return await api.calendars.send(ReleaseHold(**header, doctor_id=doctor, hold_id=said["hold_id"]))
@@ -240,11 +244,24 @@ class Clients:
                         **header,
                         doctor_id=doctor,
                         appointment_id=visit,
-                        slot_id=slot,
+                        slot_id=wanted_id,
                         patient_id=said["user_id"],
                         hold_id=said["hold_id"],
                     )
                 )
+            case "close":
+                wanted = slot(doctor, request.slot)
+                windows = (Window(start=wanted.start, end=wanted.end),)
+                return await api.calendars.send(
+                    CloseCalendar(**header, doctor_id=doctor, closure_id=said["closure_id"], windows=windows)
+                )
+            case "reopen":
+                closure_id = said["closure_id"]
+                return await api.calendars.send(RemoveClosure(**header, doctor_id=doctor, closure_id=closure_id))
+            case "block":
+                return await api.calendars.send(BlockSlot(**header, doctor_id=doctor, slot_id=said["slot_id"]))
+            case "unblock":
+                return await api.calendars.send(UnblockSlot(**header, doctor_id=doctor, slot_id=said["slot_id"]))
             case "move":
                 return await api.follow(visit, move)
             case "cancel":
@@ -267,6 +284,17 @@ class Clients:
                 return True
         return False
 
+    def _header(self, request: Request, kind: str) -> dict[str, Any]:
+        suffix = "" if kind == request.kind else f"/{kind}"
+        staff = kind in BY_STAFF or kind in BY_SYSTEM
+        return {
+            "command_id": uid(f"command {request.name}{suffix}"),
+            "requester": Requester(user_id=uid(request.who), role=Role.ADMIN if staff else Role.PATIENT),
+            "fingerprint": f"{kind} {request.name}",
+            "deadline": self.servers.wall() + timedelta(seconds=DEADLINE_S),
+            "respond_async": request.respond_async,
+        }
+
     def _doctor_of(self, request: Request) -> str:
         asked = self._requests.get(request.about)
         return request.doctor if asked is None else asked.doctor
@@ -287,6 +315,11 @@ def visit_of(name: str) -> str:
 def hold_of(name: str) -> str:
     """The id of the hold that a request makes."""
     return uid(f"hold of {name}")
+
+
+def closure_of(name: str) -> str:
+    """The id of the closure that a request enters."""
+    return uid(f"closure of {name}")
 
 
 def move_of(name: str) -> str:

@@ -18,9 +18,13 @@ from actors.messages import (
     AppointmentMovedIn,
     AppointmentMovedOut,
     AppointmentRescheduled,
+    CalendarClosed,
+    ClosureRemoved,
     Event,
     HoldReleased,
+    SlotBlocked,
     SlotHeld,
+    SlotUnblocked,
 )
 from actors.policy import Policy
 from tests.given import as_json
@@ -33,8 +37,14 @@ EFFECTS: dict[str, tuple[type[Any], ...]] = {
     "book": (AppointmentBooked,),
     "move": (AppointmentRescheduled, AppointmentMovedOut),
     "cancel": (AppointmentCancelled,),
+    "close": (CalendarClosed,),
+    "reopen": (ClosureRemoved,),
+    "block": (SlotBlocked,),
+    "unblock": (SlotUnblocked,),
 }
 """What an operation of a kind leads to: exactly one of these, once."""
+MAY_BE_SO_ALREADY = ("hold", "block", "unblock")
+"""Operations that are acknowledged, too, when there is nothing left to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +54,13 @@ class Operation:
     command_id: str
     kind: str
     user_id: str
-    """Who asked; here a patient books for itself."""
+    """Who asked; patients book for themselves."""
     doctor_id: str
-    """Whose slot is wanted; for a cancellation it does not matter."""
+    """Whose slot or calendar is meant; for a cancellation it does not matter."""
     slot_id: str
     appointment_id: str = ""
     hold_id: str | None = None
+    closure_id: str = ""
     invoked: int
     """Any clock that all clients share, as long as it orders them."""
     returned: int | None = None
@@ -147,7 +158,7 @@ def broken_answers(evidence: Evidence) -> Iterator[str]:
             yield f"{what} has an effect and no stored answer"
         if oks and not done:
             yield f"{what} was acknowledged and is not stored"
-        elif oks and not told.effects and first.kind != "hold":
+        elif oks and not told.effects and first.kind not in MAY_BE_SO_ALREADY:
             yield f"{what} was acknowledged and is not in the journal"
         for ok in oks:
             if stored is not None and ok.answer is not None and {"done": ok.answer} != as_json(stored.answer):
@@ -214,6 +225,14 @@ def _fits(operation: Operation, effect: Effect) -> bool:
             return wanted == ("move", gone.id, gone.slot_id)
         case AppointmentCancelled() as cancelled:
             return wanted[:2] == ("cancel", cancelled.appointment_id)
+        case CalendarClosed() as closed:
+            return (operation.kind, operation.closure_id) == ("close", closed.closure_id)
+        case ClosureRemoved() as removed:
+            return (operation.kind, operation.closure_id) == ("reopen", removed.closure_id)
+        case SlotBlocked() as blocked:
+            return (operation.kind, operation.slot_id) == ("block", blocked.slot_id)
+        case SlotUnblocked() as unblocked:
+            return (operation.kind, operation.slot_id) == ("unblock", unblocked.slot_id)
         case _:
             return False
 

@@ -12,6 +12,8 @@ from tests.clinic import CUDDY, HOUSE, WILSON
 
 DOCTORS = (HOUSE, WILSON, CUDDY)
 SLOTS = 4
+BY_STAFF = ("close", "reopen", "block", "unblock")
+BY_SYSTEM = ("expire", "sweep")
 CALM = 0.15
 """Of all plans, those in which nothing goes wrong: there every answer has to be a definite one."""
 
@@ -22,12 +24,13 @@ class Request:
 
     name: str
     kind: str
-    """``hold``, ``release``, ``book``, ``move``, ``cancel``, ``again`` (an earlier request), ``sweep`` (open moves)."""
+    """Of a patient: ``hold``, ``release``, ``book``, ``move``, ``cancel``; of staff: ``close``, ``reopen``, ``block``,
+    ``unblock``. ``again`` repeats an earlier request, ``expire`` and ``sweep`` do what the supervisor does."""
     who: str
     doctor: str = HOUSE
     slot: int = 0
     about: str = ""
-    """The name of the request that booked the visit, made the hold or is to be repeated."""
+    """The name of the request that booked the visit, made the hold, closed the calendar or is to be repeated."""
     hold_first: bool = False
     respond_async: bool = False
     pause_s: float = 0.0
@@ -199,18 +202,22 @@ def _clients(dice: random.Random) -> tuple[Client, ...]:
 def _request(dice: random.Random, name: str, who: str, slots: int, made: list[Request]) -> Request:
     visits = [other for other in made if other.kind == "book"]
     holds = [other for other in made if other.kind == "hold"]
-    kinds = {"book": 6, "hold": 1.5}
+    closures = [other for other in made if other.kind == "close"]
+    kinds = {"book": 6, "hold": 1.5, "close": 0.4, "block": 0.4, "unblock": 0.3, "expire": 0.2}
+    kinds |= {"reopen": 1} if closures else {}
     kinds |= {"move": 5, "cancel": 1.5, "sweep": 0.7} if visits else {}
     kinds |= {"release": 1} if holds else {}
-    again = [other for other in made if other.kind not in ("again", "sweep")]
+    again = [other for other in made if other.kind not in ("again", *BY_SYSTEM)]
     kinds |= {"again": 2} if again else {}
     (kind,) = dice.choices(list(kinds), list(kinds.values()))
     about = ""
     if kind in ("move", "cancel"):
         about = dice.choice(visits).name
-    elif kind in ("release", "again"):
-        chosen = dice.choice(holds if kind == "release" else again)
+    elif kind in ("release", "again", "reopen"):
+        chosen = dice.choice({"release": holds, "again": again, "reopen": closures}[kind])
         about, who = chosen.name, chosen.who
+    if kind in BY_STAFF:
+        who = "chief"
     return Request(
         name=name,
         kind=kind,

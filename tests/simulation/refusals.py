@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from actors.messages import AppointmentBooked, AppointmentMovedIn, AppointmentMovedOut, AppointmentState, MoveRefused
 from tests.simulation.history import Evidence, Operation, Told, commands_of
@@ -29,7 +29,10 @@ class _Refusal:
     ) -> None:
         self._evidence = evidence
         self._operation = operation
-        self._seen = {doctor_id: _window(operation, doctor_id, told, each) for doctor_id, each in replayed.items()}
+        self._seen = {
+            doctor_id: _window(operation, told[operation.command_id], doctor_id, told.values(), each)
+            for doctor_id, each in replayed.items()
+        }
         self._states: dict[str, Sequence[State]] = {
             doctor_id: each.states[slice(*self._seen[doctor_id])] for doctor_id, each in replayed.items()
         }
@@ -57,6 +60,9 @@ class _Refusal:
                 # It stayed in one calendar all the time: then it is not true.
                 visit = self._operation.appointment_id
                 return not any(all(visit in state.live for state in states) for states in self._states.values())
+            case "not_found" if self._operation.kind == "reopen":
+                states = self._states[self._operation.doctor_id]
+                return any(self._operation.closure_id not in state.closures for state in states)
             case "hold_expired" | "not_found":
                 return self._hold_gone()
             case _:
@@ -154,16 +160,28 @@ class _Refusal:
         return ""
 
 
-def _window(operation: Operation, doctor_id: str, told: Mapping[str, Told], replayed: Replayed) -> tuple[int, int]:
+def _window(
+    operation: Operation, told: Told, doctor_id: str, commands: Iterable[Told], replayed: Replayed
+) -> tuple[int, int]:
     """From which sequence to before which the calendar may have been seen while the operation was under way."""
-    if operation.known_before is not None and operation.known_after is not None:
-        return operation.known_before[doctor_id], operation.known_after[doctor_id] + 1
+    since = [operation, *_joined(operation, told)]
+    if operation.known_after is not None and all(each.known_before is not None for each in since):
+        known = [each.known_before[doctor_id] for each in since if each.known_before is not None]
+        return min(known), operation.known_after[doctor_id] + 1
     assert operation.returned is not None
+    invoked = min(each.invoked for each in since)
     first, behind = 0, len(replayed.states)
-    for each in told.values():
+    for each in commands:
         for effect in each.effects:
-            if effect.doctor_id == doctor_id and each.returned < operation.invoked:
+            if effect.doctor_id == doctor_id and each.returned < invoked:
                 first = max(first, effect.sequence)
             elif effect.doctor_id == doctor_id and each.invoked > operation.returned:
                 behind = min(behind, effect.sequence)
     return first, behind
+
+
+def _joined(operation: Operation, told: Told) -> Iterator[Operation]:
+    """Operations under the same id whose refusal it may have been told: a repeat joins what is still open."""
+    for other in told.operations:
+        if other.returned is None or other.outcome == "info" or other.returned >= operation.invoked:
+            yield other

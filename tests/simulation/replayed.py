@@ -22,6 +22,7 @@ class State:
     """Moves by the slot that is kept for them."""
     closed: frozenset[str]
     """Slots that nobody can take."""
+    closures: frozenset[str]
     displaced: bool
     """Whether a visit has lost its slot."""
 
@@ -116,6 +117,7 @@ def _state(calendar: Calendar) -> State:
         holds=dict(calendar.holds),
         reserved={each.slot_id: each.move_id for each in calendar.reservations.values()},
         closed=frozenset(slot.id for slot in calendar.slots.values() if slot.closed),
+        closures=frozenset(calendar.closures),
         displaced=bool(calendar.displaced),
     )
 

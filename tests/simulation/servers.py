@@ -23,7 +23,7 @@ from tests.given import NOW, uid
 from tests.simulation.plan import CallFault, ClockStep, Crash, Fault, JournalFault, Outage, Placed, Plan, SplitBrain
 from tests.simulation.virtual_time import OWNER
 
-POLICY = Policy(live_appointments_max=3, holds_max=2, moves_max=3, hold_ttl=timedelta(seconds=6))
+POLICY = Policy(live_appointments_max=3, holds_max=2, moves_max=3, hold_ttl=timedelta(seconds=2))
 Note = Callable[..., None]
 """Who, what happened (with places for values), and the values: put into words only when somebody reads them."""
 LATE_S = 5.0
@@ -154,12 +154,8 @@ class Servers:
             return
         if fault != "reply lost":
             process.callers.append(reply)
-        running = process.begin(batch)
-        if fault == "twice":
-            await self.travel()
-            if not process.stopped:
-                process.begin(batch)
-        replies = await running
+        running = [process.begin(batch) for _ in range(2 if fault == "twice" else 1)]
+        replies = (await asyncio.gather(*running))[0]
         await self.travel()
         if fault == "error after success":
             _fail(reply, ActorLost("after success"))
