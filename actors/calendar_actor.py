@@ -123,15 +123,17 @@ class CalendarActor:
             return [NotDecided(why=RefusedFor.MISPLACED)] * len(commands)
         self._generation = generation
         self._start_loops()
-        answers = [(command, self._take_in(command)) for command in commands]
-        waits = {
-            entry.reply
-            for command, entry in answers
-            if isinstance(entry, Entry) and not _answered_at_once(command, entry)
-        }
+        answers = [(said := self._take_in(command), _answered_at_once(command, said)) for command in commands]
+        waits = set()
+        for said, at_once in answers:
+            if isinstance(said, Entry):
+                # Whatever comes of it while the others are waited for: it is pending for its caller.
+                said.told_pending |= at_once
+                if not at_once:
+                    waits.add(said.reply)
         if waits:
             await asyncio.wait(waits, timeout=0 if self._stalled else self._limits.commit_timeout_s)
-        return [self._reply_now(command, said) if isinstance(said, Entry) else said for command, said in answers]
+        return [self._reply_now(said, at_once) if isinstance(said, Entry) else said for said, at_once in answers]
 
     def command_status(self, command_id: str, user_id: str) -> Reply | None:
         """``Pending`` for a command of the user's that was decided and is not committed, else ``None``."""
@@ -215,15 +217,13 @@ class CalendarActor:
         self._idle.clear()
         self._wake.set()
 
-    def _reply_now(self, command: Command, entry: Entry) -> Reply:
-        """The settled reply, or what can be said while the commit is overdue or not waited for.
-
-        A ``command`` that joined an entry under its id is answered as it asked itself, not as the first one did.
-        """
+    def _reply_now(self, entry: Entry, at_once: bool) -> Reply:
+        """The settled reply, or what can be said while the commit is overdue or not waited for (``at_once``)."""
         if entry.reply.done():
             return entry.reply.result()
-        if not _answered_at_once(command, entry):
-            self._stalled = True
+        if at_once:
+            return Pending(command_id=entry.command.command_id)
+        self._stalled = True
         if isinstance(entry.outcome, Rejected) or not entry.events:
             entry.abandoned = True
             return NotDecided(why=RefusedFor.UNAVAILABLE)
@@ -506,8 +506,10 @@ class CalendarActor:
         self._wake.set()
 
 
-def _answered_at_once(command: Command, entry: Entry) -> bool:
-    return command.respond_async and bool(entry.events) and isinstance(entry.outcome, Done)
+def _answered_at_once(command: Command, said: Entry | Reply) -> bool:
+    """Whether its caller asked not to wait, itself: one that joined an entry is answered as it asked."""
+    decided = isinstance(said, Entry) and bool(said.events) and isinstance(said.outcome, Done)
+    return command.respond_async and decided
 
 
 def _report_death(task: asyncio.Task[None]) -> None:

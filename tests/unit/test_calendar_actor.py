@@ -758,6 +758,22 @@ async def test_a_pending_command_that_is_then_refused_is_pending_until_that_is_w
     assert codes(await house.send(repeat)) == ["patient_overlap"], "it was told, so it stays"
 
 
+async def test_who_does_not_wait_is_told_pending_though_it_was_decided_again_while_others_waited() -> None:
+    house = await House(limits=SHORT).opened(HOUSE, WILSON)
+    await house.rival().send(book(WILSON, 0))
+    gate = Gate()
+    house.journal.next("append", Fault(), Fault(gate=gate))
+    # Anna is at Wilson's then, as the first transaction finds; the second one is overdue.
+    command = book(HOUSE, 0, respond_async=True)
+
+    replies = await house.once(command, book(HOUSE, 1, patient="boris"))
+
+    assert codes(replies) == ["pending", "pending"]
+    gate.open()
+    await until(lambda: house.actor.status()["backlog"] == 0)
+    assert house.database.tables.command[command.command_id].answer["rejected"]["code"] == "patient_overlap"
+
+
 async def test_who_does_not_want_to_wait_does_not() -> None:
     house = await House().opened(HOUSE)
     gate = Gate()
