@@ -73,8 +73,9 @@ class _Refusal:
         for state in self._states[operation.doctor_id]:
             if operation.slot_id in state.reserved:
                 return True
-            if any(visit.slot_id == operation.slot_id for visit in state.live.values()):
-                return True
+            there = [visit.id for visit in state.live.values() if visit.slot_id == operation.slot_id]
+            if there and (operation.kind != "book" or there != [operation.appointment_id]):
+                return True  # And not by what is refused.
             for hold in state.holds.values():
                 others = hold.user_id != operation.user_id and hold.expires_at > self._earliest
                 if others and hold.slot_id == operation.slot_id:

@@ -8,13 +8,22 @@ from dataclasses import replace
 import pytest
 
 from actors.calendar_actor import ActorLimits
+from actors.messages import (
+    EVENTS,
+    AppointmentFulfilled,
+    PatientArrived,
+    PatientMissed,
+    SlotCancelled,
+)
 from tests.clinic import WILSON
+from tests.simulation.history import EFFECTS
 from tests.simulation.plan import Client, Crash, JournalFault, Plan, Request, plan_of
 from tests.simulation.story import Built, first_failure, smallest, tell
 from tests.simulation.virtual_time import VirtualTimeLoop
 from tests.simulation.world import run
 
 BUILT = Built()
+MET = set(EVENTS) - {SlotCancelled, PatientArrived, PatientMissed, AppointmentFulfilled}
 
 
 @pytest.mark.timeout(0)  # As many as were asked for.
@@ -36,6 +45,29 @@ def test_another_order_is_another_run() -> None:
     plan = plan_of(3)
 
     assert len({tuple(run(replace(plan, seed=seed)).story()) for seed in range(5)}) == 5
+
+
+def test_the_seeds_meet_everything() -> None:
+    outcomes = [run(plan_of(seed)) for seed in range(250)]
+
+    told = {(each.kind, each.code or each.outcome) for outcome in outcomes for each in outcome.evidence.operations}
+    assert {(kind, "ok") for kind in EFFECTS} <= told
+    assert {(kind, "info") for kind in EFFECTS} <= told
+    codes = {code for _, code in told} - {"ok", "info"}
+    assert codes == {
+        "slot_taken",
+        "slot_unavailable",
+        "patient_overlap",
+        "limit_reached",
+        "hold_expired",
+        "not_live",
+        "not_found",
+    }
+    rows = (row for outcome in outcomes for events in outcome.evidence.events.values() for row in events)
+    assert {type(row.event) for row in rows} == MET
+    said = {text for outcome in outcomes for _, _, text, _ in outcome.trace}
+    for trouble in ("dies", "rolled back", "placed anew", "clock steps", "is away", "ends late", "given up"):
+        assert any(trouble in text for text in said), trouble
 
 
 SCENARIO = (

@@ -98,6 +98,7 @@ async def _live_through(plan: Plan, servers: Servers, clients: Clients) -> list[
         await asyncio.sleep(10)  # What is late comes.
         for _ in range(SWEEPS_MAX):
             await clients.apis[0].sweep()
+            await asyncio.sleep(1)
         broken = [f"{doctor_id} decides nothing" for doctor_id in DOCTORS if not await clients.probe(doctor_id)]
         for process in servers.living:
             until = asyncio.get_running_loop().time() + REST_S
