@@ -109,7 +109,7 @@ def each_ok_once(operations: list[Operation], records: Records) -> Iterator[str]
     for operation in operations:
         if (good := operation.good) is None:
             continue
-        effects = _effects(operation, commands)
+        effects = _effects(operation, commands) or _standing_hold(operation, good, records)
         if len(effects) != 1:
             yield f"{_name(operation)} is in the journal {len(effects)} times"
         elif (told := _differing(operation, good, effects[0])) is not None:
@@ -267,6 +267,15 @@ RULES: tuple[Rule, ...] = (
 
 def _effects(operation: Operation, commands: dict[str, list[Event]]) -> list[Event]:
     return [event for event in commands.get(operation.command_id, ()) if event.kind in EFFECTS[operation.kind]]
+
+
+def _standing_hold(operation: Operation, good: Attempt, records: Records) -> list[Event]:
+    """Who holds a slot already and asks for it again is told of the hold that stands, which another command made."""
+    if operation.kind is not Kind.HOLD:
+        return []
+    told = (good.answer["id"], operation.slot_id)
+    held = [event for event in records.events if event.kind == "SlotHeld"]
+    return [event for event in held if (event.payload["hold_id"], event.payload["slot_id"]) == told]
 
 
 def _differing(operation: Operation, good: Attempt, effect: Event) -> str | None:

@@ -265,6 +265,12 @@ def test_each_rule_has_a_history_that_breaks_it() -> None:
     assert set().union(*(rules for _, rules in mark.args[1])) == {rule.__name__ for rule in RULES}
 
 
+def test_who_holds_a_slot_already_is_told_of_the_hold_that_stands() -> None:
+    story = Story()
+    story.does(BORIS, Kind.HOLD, WILSON, f"{WILSON}3", told="hold1")
+    assert story.broken() == set()
+
+
 def test_what_is_unknown_may_have_happened_once_or_not_at_all() -> None:
     story = Story()
     done = story.does(ANNA, Kind.HOLD, HOUSE, f"{HOUSE}3", status=0)
