@@ -120,8 +120,7 @@ async def scale(many_doctors: int) -> int:
             figures.append(each)
         memory = await _measure_memory(loaded)
     _print(figures, memory)
-    small = max(memory["free"], memory["a third booked"]) <= MEMORY_KB_MAX and memory["inactive"] < 1
-    return 0 if small else 1
+    return 0 if max(memory.values()) <= MEMORY_KB_MAX and memory["inactive"] < 1 else 1
 
 
 async def _load(servers: Servers, name: str, doctors: int) -> Loaded:
@@ -288,7 +287,7 @@ def _print(figures: Sequence[Figures], memory: dict[str, float]) -> None:
     console.print(
         f"Memory of a calendar of {slots} slots, KB: "
         + ", ".join(f"{name} {kilobytes:.0f}" for name, kilobytes in memory.items())
-        + f". Up to a third booked it may take {MEMORY_KB_MAX}, inactive nothing."
+        + f". It may take {MEMORY_KB_MAX}, however much of it is booked, and inactive nothing."
     )
 
 
