@@ -163,10 +163,7 @@ async def get_me(principal: CurrentUser, request: Request, services: TheServices
 async def change_me(
     body: schemas.ProfileChange, principal: CurrentUser, services: TheServices, gate: TheGate
 ) -> schemas.UserAnswer:
-    """Change one's own account. A new address has to be verified; a new password ends every other session.
-
-    After a new password the access token is good no more: the refresh token of this session gives another.
-    """
+    """Change one's own account. A new address has to be verified; a new password ends every other session."""
     return schemas.UserAnswer.of(await service.change_profile(services, gate, principal, body))
 
 
