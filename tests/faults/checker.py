@@ -273,9 +273,9 @@ def _standing_hold(operation: Operation, good: Attempt, records: Records) -> lis
     """Who holds a slot already and asks for it again is told of the hold that stands, which another command made."""
     if operation.kind is not Kind.HOLD:
         return []
-    told = (good.answer["id"], operation.slot_id)
+    told = (good.answer["id"], operation.slot_id, operation.user_id)
     held = [event for event in records.events if event.kind == "SlotHeld"]
-    return [event for event in held if (event.payload["hold_id"], event.payload["slot_id"]) == told]
+    return [event for event in held if tuple(map(event.payload.get, ("hold_id", "slot_id", "user_id"))) == told]
 
 
 def _differing(operation: Operation, good: Attempt, effect: Event) -> str | None:

@@ -280,6 +280,7 @@ NEMESES = (
     Nemesis(name="PostgreSQL silent", strike=hold_postgres, postgres=True),
     Nemesis(name="calendars placed anew", strike=place_anew),
 )
+SHORT = (ACTOR, TERMINATED, SWALLOWED, POSTGRES)
 
 
 async def _place(cluster: Cluster, *, dedicated: bool, actors: int) -> None:

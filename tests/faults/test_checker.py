@@ -39,7 +39,7 @@ class Story:
         within = self.does(ANNA, Kind.MOVE, WILSON, f"{WILSON}2", visit="visit1", told="visit1")
         self.writes(WILSON, within, "AppointmentRescheduled", appointment_id="visit1", slot_id=f"{WILSON}2")
         hold = self.does(BORIS, Kind.HOLD, WILSON, f"{WILSON}3", told="hold1")
-        self.writes(WILSON, hold, "SlotHeld", hold_id="hold1", slot_id=f"{WILSON}3")
+        self.writes(WILSON, hold, "SlotHeld", hold_id="hold1", slot_id=f"{WILSON}3", user_id=BORIS)
         cancelled = self.does(BORIS, Kind.CANCEL, HOUSE, None, visit="visit2", told="visit2")
         self.writes(HOUSE, cancelled, "AppointmentCancelled", appointment_id="visit2")
         self.records.visits = [self.visit("visit1", WILSON, ANNA, 2), self.visit("visit2", HOUSE, BORIS, 2, live=False)]
@@ -269,6 +269,12 @@ def test_who_holds_a_slot_already_is_told_of_the_hold_that_stands() -> None:
     story = Story()
     story.does(BORIS, Kind.HOLD, WILSON, f"{WILSON}3", told="hold1")
     assert story.broken() == set()
+
+
+def test_nobody_is_told_of_the_hold_of_another() -> None:
+    story = Story()
+    story.does(ANNA, Kind.HOLD, WILSON, f"{WILSON}3", told="hold1")
+    assert "each_ok_once" in story.broken()
 
 
 def test_what_is_unknown_may_have_happened_once_or_not_at_all() -> None:
