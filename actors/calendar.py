@@ -3,9 +3,8 @@
 ``evolve`` applies one event and decides nothing; ``decisions`` decides and changes nothing. ``calendar_actor`` is the
 shell around both. Nothing here waits, reads a clock or draws an id.
 
-A slot reads as (the first that is true): ``cancelled``, ``blocked`` (by hand or by a closure), ``booked``, ``held``
-(by a hold that has not ended, or reserved for a move), ``free``. An appointment is *displaced* while it is live and its
-slot is blocked or cancelled; both are derived, never stored twice.
+An appointment is *displaced* while it is live and its slot is blocked or cancelled. That is derived, never stored
+twice, as is what a slot reads as.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, assert_never
 
+from actors.appointments import Appointments
 from actors.messages import (
     AppointmentBooked,
     AppointmentCancelled,
@@ -44,53 +44,7 @@ from actors.messages import (
     Touched,
     Window,
 )
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Hold:
-    """A slot kept for one user until ``expires_at``; past it, it reads as absent."""
-
-    id: str
-    slot_id: str
-    user_id: str
-    expires_at: datetime
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Slot:
-    """``[start, end)`` at a location, and who has it."""
-
-    id: str
-    start: datetime
-    end: datetime
-    location_id: str
-    service_id: str | None
-    blocked: bool = False
-    cancelled: bool = False
-    closures: int = 0
-    """How many closures cover it."""
-    appointment_id: str | None = None
-    hold: Hold | None = None
-    move_id: str | None = None
-    """Reserved for an appointment that is to come from another calendar."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether nobody can take it, whoever has it now."""
-        return self.cancelled or self.blocked or self.closures > 0
-
-    @property
-    def status(self) -> str:
-        """What it reads as, were its hold not past its time."""
-        if self.cancelled:
-            return "cancelled"
-        if self.blocked or self.closures:
-            return "blocked"
-        if self.appointment_id is not None:
-            return "booked"
-        if self.move_id is not None or self.hold is not None:
-            return "held"
-        return "free"
+from actors.slots import Hold, Slot, covers, start_of
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -124,8 +78,8 @@ class Calendar:
     """The state of one doctor's calendar from a day on: changed by ``evolve`` alone."""
 
     __slots__ = (
+        "_shared",
         "appointments",
-        "by_patient",
         "by_start",
         "changes",
         "closed_by",
@@ -147,15 +101,15 @@ class Calendar:
         self.by_start: list[Slot] = []
         """Slots that are not cancelled, by start; they never overlap."""
         self.holds: dict[str, Hold] = {}
-        self.appointments: dict[str, AppointmentState] = {}
-        self.by_patient: dict[str, tuple[str, ...]] = {}
-        """Live appointments of each patient. Tuples: most have one, and it takes half of a list."""
+        self.appointments = Appointments(self.slots)
         self.displaced: set[str] = set()
         self.closures: dict[str, tuple[Window, ...]] = {}
         self.closed_by: dict[str, str] = {}
         """Who entered each closure."""
         self.reservations: dict[str, Reservation] = {}
         self.changes = Changes()
+        self._shared: dict[Any, Any] = {}
+        """One object for each place and length: slots are most of a calendar's size."""
 
     # Loading: what the tables hold, put in place without events.
 
@@ -165,6 +119,10 @@ class Calendar:
         ``closed`` is whether a closure was known to have blocked it, where that is known: what has ended stays as it
         was, whichever closures came and went since.
         """
+        share = self._shared.setdefault
+        slot.length = share(slot.length, slot.length)
+        slot.location_id = share(slot.location_id, slot.location_id)
+        slot.service_id = share(slot.service_id, slot.service_id)
         slot.closures = sum(covers(windows, slot) for windows in self.closures.values())
         if closed is not None:
             slot.closures = max(slot.closures, 1) if closed else 0
@@ -190,7 +148,6 @@ class Calendar:
         self.appointments[appointment.id] = appointment
         if not appointment.status.live:
             return
-        self.by_patient[appointment.patient_id] = (*self.by_patient.get(appointment.patient_id, ()), appointment.id)
         slot = self.slots.get(appointment.slot_id)
         if slot is not None:
             slot.appointment_id = appointment.id
@@ -228,13 +185,15 @@ class Calendar:
 
     # Changing
 
+    def forget_changes(self) -> None:
+        """What has been touched is written down, or is what was loaded."""
+        self.changes = Changes()
+        self.appointments.pack()
+
     def _leave_slot(self, appointment: AppointmentState) -> None:
         if not appointment.status.live:
             return
         self.displaced.discard(appointment.id)
-        siblings = tuple(other for other in self.by_patient.pop(appointment.patient_id) if other != appointment.id)
-        if siblings:
-            self.by_patient[appointment.patient_id] = siblings
         slot = self.slots.get(appointment.slot_id)
         if slot is not None and slot.appointment_id == appointment.id:
             slot.appointment_id = None
@@ -263,7 +222,7 @@ def evolve(calendar: Calendar, event: Event, at: datetime) -> None:
                     Slot(
                         id=new.id,
                         start=new.start,
-                        end=new.end,
+                        length=new.end - new.start,
                         location_id=new.location_id,
                         service_id=new.service_id,
                     )
@@ -436,18 +395,3 @@ def _end_reservation(calendar: Calendar, move_id: str) -> None:
     slot = calendar.slots[reservation.slot_id]
     slot.move_id = None
     calendar.changes.slots.add(slot.id)
-
-
-def covers(windows: Iterable[Window], slot: Slot | NewSlot) -> bool:
-    """Whether any of the windows overlaps the slot."""
-    return any(
-        window.start < slot.end
-        and slot.start < window.end
-        and (window.location_id is None or window.location_id == slot.location_id)
-        for window in windows
-    )
-
-
-def start_of(slot: Slot | NewSlot) -> datetime:
-    """When it begins: what slots are sorted by."""
-    return slot.start

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from actors import messages
-from actors.calendar import Calendar, Slot, appointment_plain, covers, moved_to, start_of
+from actors.calendar import Calendar, appointment_plain, moved_to
 from actors.errors import (
     AlreadyArrived,
     HoldExpiredRejection,
@@ -55,6 +55,7 @@ from actors.messages import (
     Touched,
 )
 from actors.policy import Policy
+from actors.slots import Slot, covers, start_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -451,9 +452,8 @@ def _check_patient_free(
 ) -> int:
     """Check that no other live visit of the patient overlaps; returns how many have not ended."""
     live = 0
-    for other_id in calendar.by_patient.get(patient_id, ()):
-        other = calendar.appointments[other_id]
-        if other_id == appointment_id:
+    for other in calendar.appointments.of_patient(patient_id):
+        if other.id == appointment_id or not other.status.live:
             continue
         if other.start < end and start < other.end:
             raise PatientOverlap

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from actors.calendar import Calendar, Slot, appointment_plain
+from actors.calendar import Calendar, appointment_plain
 from actors.decisions import Facts
 from actors.messages import (
     AppointmentMovedIn,
@@ -26,6 +26,7 @@ from actors.messages import (
     MoveReserved,
     ReservationReleased,
 )
+from actors.slots import Slot
 
 
 class StaleEpoch(Exception):
@@ -246,7 +247,7 @@ def collect_changes(calendar: Calendar, append: Append) -> None:
                     "created_at": calendar.last_event_at,
                 }
             )
-    calendar.changes = type(changes)()
+    calendar.forget_changes()
 
 
 def move_row(event: Event, doctor_id: str, at: datetime) -> dict[str, Any] | None:

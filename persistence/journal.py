@@ -22,7 +22,7 @@ import structlog
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from actors.calendar import Calendar, Hold, Reservation, Slot
+from actors.calendar import Calendar, Reservation
 from actors.decisions import Busy, Facts
 from actors.journal import (
     Append,
@@ -36,6 +36,7 @@ from actors.journal import (
     StoredAnswer,
 )
 from actors.messages import AppointmentState, AppointmentStatus, Window, wire_name
+from actors.slots import Hold, Slot
 from persistence.database import CONNECT, libpq_url
 from persistence.identifiers import lock_key, new_id
 from persistence.outbox import intents
@@ -403,20 +404,15 @@ async def _load(connection: psycopg.AsyncConnection[TupleRow], doctor_id: str, s
     )
     for closure_id, windows, created_by in await cursor.fetchall():
         calendar.put_closure(closure_id, tuple(_window(window) for window in windows), created_by)
-    shared: dict[str, str] = {}
-    last_end = None
     cursor = await connection.execute(_SLOTS, {"doctor_id": doctor_id, "since": since})
     for slot_id, start, end, location_id, service_id, blocked, status in await cursor.fetchall():
-        if start == last_end:
-            start = last_end  # One object for both: ids and instants are most of a calendar's size.
-        last_end = end
         calendar.put_slot(
             Slot(
                 id=slot_id,
                 start=start,
-                end=end,
-                location_id=shared.setdefault(location_id, location_id),
-                service_id=None if service_id is None else shared.setdefault(service_id, service_id),
+                length=end - start,
+                location_id=location_id,
+                service_id=service_id,
                 blocked=blocked,
                 cancelled=status == "cancelled",
             ),
@@ -439,21 +435,18 @@ async def _load_appointments(
     cursor = await connection.execute(_APPOINTMENTS, {"doctor_id": calendar.doctor_id, "since": since})
     coming = {}
     for move_id, *columns in await cursor.fetchall():
-        appointment = _appointment(columns, calendar)
+        appointment = _appointment(columns)
         if move_id is None:
             calendar.put_appointment(appointment)
         else:
             coming[move_id] = appointment
-    calendar.changes = type(calendar.changes)()
+    calendar.forget_changes()
     return coming
 
 
-def _appointment(columns: list[Any], calendar: Calendar) -> AppointmentState:
+def _appointment(columns: list[Any]) -> AppointmentState:
     appointment_id, patient_id, booked_by, slot_id, location_id, service_id, start, end, status, *rest = columns
     version, moves, created_at, updated_at = rest
-    slot = calendar.slots.get(slot_id)
-    if slot is not None:
-        slot_id, location_id, service_id, start, end = slot.id, slot.location_id, slot.service_id, slot.start, slot.end
     return AppointmentState(
         id=appointment_id,
         patient_id=patient_id,
@@ -467,7 +460,7 @@ def _appointment(columns: list[Any], calendar: Calendar) -> AppointmentState:
         version=version,
         moves=moves,
         created_at=created_at,
-        updated_at=created_at if updated_at == created_at else updated_at,
+        updated_at=updated_at,
     )
 
 

@@ -146,7 +146,6 @@ def state(calendar: Calendar) -> dict[str, Any]:
         "by_start": [slot.id for slot in calendar.by_start],
         "holds": {hold.id: (hold.slot_id, hold.user_id, hold.expires_at) for hold in calendar.holds.values()},
         "appointments": {each.id: asdict(each) for each in calendar.appointments.values()},
-        "by_patient": {patient: sorted(ids) for patient, ids in calendar.by_patient.items()},
         "displaced": set(calendar.displaced),
         "closures": dict(calendar.closures),
         "closed_by": dict(calendar.closed_by),

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from actors.calendar import Calendar, Hold, Reservation, Slot
+from actors.calendar import Calendar, Reservation
 from actors.decisions import Busy, Facts
 from actors.journal import (
     Append,
@@ -31,6 +31,7 @@ from actors.journal import (
     StoredAnswer,
 )
 from actors.messages import AppointmentState, AppointmentStatus, Window
+from actors.slots import Hold, Slot
 
 LOADED_BACK = timedelta(days=1)
 OPEN = ("reserved", "moved", "aborted")
@@ -337,7 +338,7 @@ def _load(tables: Tables, doctor_id: str, since: datetime) -> Calendar:
             Slot(
                 id=row["id"],
                 start=row["starts_at"],
-                end=row["ends_at"],
+                length=row["ends_at"] - row["starts_at"],
                 location_id=row["location_id"],
                 service_id=row["service_id"],
                 blocked=row["blocked"],
@@ -365,7 +366,7 @@ def _load(tables: Tables, doctor_id: str, since: datetime) -> Calendar:
                 aborted=row["state"] == "aborted",
             )
         )
-    calendar.changes = type(calendar.changes)()
+    calendar.forget_changes()
     return calendar
 
 

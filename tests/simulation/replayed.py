@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from actors.calendar import Calendar, Hold, evolve
+from actors.calendar import Calendar, evolve
 from actors.journal import appointment_row, slot_state_row
 from actors.messages import AppointmentState
+from actors.slots import Hold
 from tests.simulation.history import Evidence
 
 

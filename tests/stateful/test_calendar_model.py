@@ -592,13 +592,10 @@ class CalendarMachine(RuleBasedStateMachine):
     @invariant()
     def bookkeeping_is_right(self) -> None:
         calendar = self.calendar
-        live: dict[str, list[str]] = {}
-        for each in calendar.appointments.values():
-            if each.status.live:
-                live.setdefault(each.patient_id, []).append(each.id)
-        assert {patient: sorted(ids) for patient, ids in calendar.by_patient.items()} == {
-            patient: sorted(ids) for patient, ids in live.items()
-        }
+        visits = list(calendar.appointments.values())
+        for patient in {each.patient_id for each in visits}:
+            theirs = {each.id: each for each in visits if each.patient_id == patient}
+            assert {each.id: each for each in calendar.appointments.of_patient(patient)} == theirs
         starts = [slot.start for slot in calendar.by_start]
         assert starts == sorted(starts)
         assert {slot.id for slot in calendar.by_start} == {s.id for s in calendar.slots.values() if not s.cancelled}

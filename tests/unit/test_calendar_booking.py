@@ -372,7 +372,6 @@ def test_a_cancelled_visit_frees_its_slot() -> None:
     assert story.events[-1][1] == AppointmentCancelled(appointment_id="a1", by=Role.PATIENT, version=2)
     assert (answer["status"], answer["version"], answer["updated_at"]) == ("cancelled", 2, NOW + MINUTE)
     assert story.slot_status("s0") == "free"
-    assert story.calendar.by_patient == {}
     assert story.when(book("a2", by="boris"))
 
 
@@ -405,7 +404,6 @@ def test_a_patient_arrives_and_is_seen() -> None:
         AppointmentFulfilled(appointment_id="a1", version=3),
     )
     assert story.calendar.appointments["a1"].status is AppointmentStatus.FULFILLED
-    assert story.calendar.by_patient == {}
 
 
 def test_a_visit_is_fulfilled_without_an_arrival() -> None:

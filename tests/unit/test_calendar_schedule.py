@@ -4,7 +4,6 @@ from datetime import timedelta
 
 import pytest
 
-from actors.calendar import Hold
 from actors.messages import (
     AppointmentBooked,
     BlockSlot,
@@ -30,6 +29,7 @@ from actors.messages import (
     Window,
 )
 from actors.policy import Policy
+from actors.slots import Hold
 from tests.given import DAY, MINUTE, NOW, OPENS, SECOND, SLOT, Story, ask, new_slot, new_slots, staff
 
 
