@@ -9,13 +9,10 @@ import argparse
 import asyncio
 import os
 import random
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import uvloop
 
@@ -77,10 +74,7 @@ def _verdict(campaign: Campaign, seed: int) -> int:
     _say(f"the checker finds {len(campaign.violations) or 'no'} violations")
     if not campaign.violations and not any(line.late for line in campaign.lines):
         return 0
-    left = Path(tempfile.gettempdir()) / f"zapis-faults-seed-{seed}"
-    shutil.copytree(campaign.cluster.data.path / "log", left, dirs_exist_ok=True)
-    (left / "history.jsonl").write_bytes(b"".join(campaign.history.lines()))
-    _say(f"the history and what the servers said is in {left}; again with --seed {seed}")
+    _say(f"the history and what the servers said is in {campaign.leave_evidence()}; again with --seed {seed}")
     return 1
 
 

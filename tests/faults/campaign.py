@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psycopg
 
@@ -108,6 +111,13 @@ class Campaign:
             client.result()
         records = await read_records(self.cluster.direct_url)
         self.violations = await asyncio.to_thread(check, self.history.operations, records)
+
+    def leave_evidence(self) -> Path:
+        """Keep the history and what the servers said, whose directory is about to go; returns where."""
+        left = Path(tempfile.mkdtemp(prefix="zapis-faults-"))
+        shutil.copytree(self.cluster.data.path / "log", left, dirs_exist_ok=True)
+        (left / "history.jsonl").write_bytes(b"".join(self.history.lines()))
+        return left
 
     async def _strike(self, nemesis: Nemesis, own: random.Random) -> Recovery | None:
         """How all came back, if there was something to strike."""
