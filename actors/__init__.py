@@ -112,11 +112,11 @@ the clock steps back                             A calendar's time stands still 
                                                  last event.
 ===============================================  =====================================================================
 
-Where to look: ``calendar`` is the state and how events change it, ``decisions`` decides, ``policy`` has the rules,
-``availability`` makes slots of templates, ``messages`` names all that is said, ``errors`` the refusals. These six
-are pure: standard library only, no clock, no randomness, no waiting. ``calendar_actor`` is the shell, ``entries`` what
-it has decided and makes a transaction of, ``tally`` what it knows when it decides again, ``journal`` what it asks of
-the database, ``client`` the way in.
+Where to look: ``calendar`` is the state and how events change it, of ``slots`` and packed ``appointments``;
+``decisions`` decides, ``policy`` has the rules, ``availability`` makes slots of templates, ``messages`` names all that
+is said, ``errors`` the refusals. These eight are pure: standard library only, no clock, no randomness, no waiting.
+``calendar_actor`` is the shell, ``entries`` what it has decided and makes a transaction of, ``tally`` what it knows
+when it decides again, ``journal`` what it asks of the database, ``client`` the way in.
 
 Decisions
 ---------
