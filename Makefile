@@ -13,7 +13,7 @@ SEED ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test lint format faults faults-long bench scale lock clean
+.PHONY: help up test lint format faults faults-long bench bench-full scale lock clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,8 +41,12 @@ faults: $(VENV)/.installed-dev ## Break everything while clients go on, and chec
 faults-long: $(VENV)/.installed-dev ## The same for longer: SEED=… MINUTES=…
 	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-bench: $(VENV)/.installed-dev ## Compare bookings a second with a hand-written service
+bench: $(VENV)/.installed-dev ## Compare bookings a second with hand-written services
 	$(BIN)/python -m loadtests.bench
+
+bench-full: $(VENV)/.installed-dev ## The same under all loads, with a plot, into loadtests/reports (25 minutes)
+	$(BIN)/python -m loadtests.bench --loads distinct hot few --connections 16 64 256 --rounds 5 --seconds 4 \
+		--report loadtests/reports
 
 scale: $(VENV)/.installed-dev ## Compare ten thousand doctors with ten (5 minutes)
 	$(BIN)/python -m loadtests.scale

@@ -116,9 +116,9 @@ async def add_accounts(settings: Settings, count: int) -> list[Account]:
     return accounts
 
 
-def slot_starts(days: int, a_day: int, minutes: int) -> list[datetime]:
-    """The starts of the slots of a calendar: so many a day from 08:00 on, from tomorrow on."""
-    first = datetime.now(UTC).replace(hour=8, minute=0, second=0, microsecond=0) + timedelta(days=1)
+def slot_starts(days: int, a_day: int, minutes: int, *, after_days: int = 0) -> list[datetime]:
+    """The starts of the slots of a calendar: so many a day from 08:00 on, from tomorrow or so many days later on."""
+    first = datetime.now(UTC).replace(hour=8, minute=0, second=0, microsecond=0) + timedelta(days=1 + after_days)
     return [first + timedelta(days=day, minutes=number * minutes) for day in range(days) for number in range(a_day)]
 
 

@@ -28,6 +28,8 @@ class Outcome:
 
     created: int
     """Answers 201."""
+    refused: int
+    """Answers 409: someone else has the slot."""
     others: int
     """Answers of another status."""
     failed: int
@@ -38,9 +40,14 @@ class Outcome:
     worst_ms: float
 
     @property
+    def answered(self) -> int:
+        """Booked or refused."""
+        return self.created + self.refused
+
+    @property
     def rate(self) -> float:
-        """Answers 201 a second."""
-        return self.created / self.seconds
+        """Bookings and refusals a second."""
+        return self.answered / self.seconds
 
 
 def generator_name() -> str:
@@ -105,10 +112,11 @@ async def _drive_ourselves(url: str, requests: Sequence[bytes], connections: int
         raise RuntimeError("the requests ran out before the round ended")
     elapsed = min(loop.time(), round_.ends_at) - began
     latencies = sorted(round_.latencies_s) or [0.0]
-    created = round_.statuses.get(b"201", 0)
+    created, refused = round_.statuses.get(b"201", 0), round_.statuses.get(b"409", 0)
     return Outcome(
         created=created,
-        others=sum(round_.statuses.values()) - created,
+        refused=refused,
+        others=sum(round_.statuses.values()) - created - refused,
         failed=round_.failed,
         seconds=elapsed,
         p50_ms=1000 * statistics.median(latencies),
