@@ -1,8 +1,8 @@
-"""The appointments of a calendar: a mapping of their ids to what they are, packed while nothing happens to them. Pure.
+"""The live appointments of a calendar: a mapping of their ids to what they are, packed when nothing happens to them.
 
 A calendar in memory is mostly one that nobody is changing, and a visit takes some 550 bytes as objects, mostly ids and
 instants, but 240 as a record beside its slot. What was put in since ``pack`` was last called is kept as it is, so that
-a batch of commands unpacks only what it changes.
+a batch of commands unpacks only what it changes; what has ended is there until then. Pure.
 """
 
 from __future__ import annotations
@@ -78,9 +78,11 @@ class Appointments(MutableMapping[str, AppointmentState]):
             index += 1
 
     def pack(self) -> None:
-        """Pack what was put in since the last time, but what no record can say: it stays as it is."""
+        """Pack what was put in since the last time, but what no record can say, and let go of what is not live."""
         kept = {}
         for appointment_id, appointment in self._recent.items():
+            if not appointment.status.live:
+                continue
             record = self._record(appointment)
             if record is None:
                 kept[appointment_id] = appointment

@@ -363,7 +363,7 @@ _APPOINTMENTS = """
 SELECT open_move_id::text, id::text, patient_id::text, booked_by::text, slot_id::text, location_id::text,
     service_id::text, starts_at, ends_at, status, version, moves, created_at, updated_at
 FROM appointment
-WHERE doctor_id = %(doctor_id)s AND starts_at >= %(since)s - interval '1 day' AND (live OR ends_at >= %(since)s)
+WHERE doctor_id = %(doctor_id)s AND live AND starts_at >= %(since)s - interval '1 day'
 UNION ALL
 SELECT open_move_id::text, id::text, patient_id::text, booked_by::text, slot_id::text, location_id::text,
     service_id::text, starts_at, ends_at, status, version, moves, created_at, updated_at
@@ -371,7 +371,7 @@ FROM appointment
 WHERE doctor_id = %(doctor_id)s AND live AND starts_at < %(since)s - interval '1 day'
     AND tstzrange(starts_at, ends_at) && tstzrange(NULL, %(since)s)
 """
-"""A calendar's appointments from a time on (none lasts longer than a day), and older ones that are still live."""
+"""A calendar's live appointments, from a day before a time on and older ones: each half by the index that it has."""
 
 
 async def _claim(connection: psycopg.AsyncConnection[TupleRow], doctor_id: str, generation: int) -> Claim:

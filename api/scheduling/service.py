@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import Request
 
 from actors.client import ActorLost
-from actors.errors import NotLive
+from actors.errors import NotLive, VersionConflict
 from actors.messages import (
     BookAppointment,
     CancelAppointment,
@@ -159,7 +159,7 @@ class Scheduling:
             )
             return commands.answer_of(await self._services.moves.move(reserve))
 
-        return await self._follow(appointment_id, send, unaddressed, key)
+        return await self._follow(appointment_id, send, unaddressed, if_version, key)
 
     async def cancel(
         self,
@@ -181,7 +181,7 @@ class Scheduling:
             )
             return await commands.run(self._services, command, key=key)
 
-        return await self._follow(appointment_id, send, header, key)
+        return await self._follow(appointment_id, send, header, if_version, key)
 
     async def note(
         self, kind: VisitCommand, appointment_id: str, if_version: int | None, key: str | None, prefer: str | None
@@ -196,7 +196,7 @@ class Scheduling:
             command = kind(**addressed, appointment_id=row.id, if_version=if_version)
             return await commands.run(self._services, command, key=key)
 
-        return await self._follow(appointment_id, send, header, key)
+        return await self._follow(appointment_id, send, header, if_version, key)
 
     # Commands
 
@@ -316,11 +316,12 @@ class Scheduling:
                 return principal.books_for(row.patient_id)
 
     async def _follow(
-        self, appointment_id: str, send: Send, header: Mapping[str, Any], key: str | None
+        self, appointment_id: str, send: Send, header: Mapping[str, Any], if_version: int | None, key: str | None
     ) -> dict[str, Any]:
         """Send a command to the calendar that has the appointment, and after it where it has gone meanwhile.
 
-        An appointment on its way to another doctor is taken in there first.
+        An appointment on its way to another doctor is taken in there first. One that is not live has left its calendar,
+        so whether it is still the version asked for is seen here: that comes first (RFC 9110, 13.2.2).
         """
         try:
             row = await self._visible(appointment_id)
@@ -338,6 +339,8 @@ class Scheduling:
                 now = await self._visible(appointment_id)
                 gone_on = now.doctor_id != row.doctor_id or now.open_move_id is not None
                 if not gone_on or attempt == ATTEMPTS_MAX - 1:
+                    if if_version is not None and if_version != now.version:
+                        raise VersionConflict from None
                     raise
                 row = now
                 continue

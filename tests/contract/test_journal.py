@@ -794,7 +794,7 @@ async def test_a_calendar_is_loaded_from_its_today_on(world: World) -> None:
     assert loaded.last_event_at == OPENS
     one_day_after = await world.journal().load(HOUSE, OPENS + DAY)
     assert set(one_day_after.slots) == {*(slot_id(HOUSE, n) for n in (0, 1, 2, 100, 101))}
-    assert set(one_day_after.appointments) == {visit_id(HOUSE, 0), visit_id(HOUSE, 1)}
+    assert set(one_day_after.appointments) == {visit_id(HOUSE, 1)}
 
 
 async def test_a_hold_on_a_slot_of_long_ago_can_still_be_said_to_have_ended(world: World) -> None:

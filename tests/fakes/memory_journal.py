@@ -354,7 +354,7 @@ def _load(tables: Tables, doctor_id: str, since: datetime) -> Calendar:
     for row in appointments:
         if row["open_move_id"] is not None:
             coming[row["open_move_id"]] = _appointment(row)
-        elif row["live"] or row["ends_at"] >= since:
+        elif row["live"]:
             calendar.put_appointment(_appointment(row))
     for row in moves:
         calendar.put_reservation(

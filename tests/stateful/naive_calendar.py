@@ -44,6 +44,8 @@ class NaiveVisit:
     moves: int = 0
     away: str | None = None
     """The move with which it left for another doctor."""
+    over: bool = False
+    """It has ended and that is written down: the calendar has let it go."""
 
 
 @dataclass
@@ -72,7 +74,8 @@ class NaiveCalendar:
         return next((slot for slot in self.slots if slot.id == slot_id), None)
 
     def visit(self, visit_id: str) -> NaiveVisit | None:
-        return next((visit for visit in self.visits if visit.id == visit_id and visit.away is None), None)
+        here = (visit for visit in self.visits if visit.id == visit_id and visit.away is None and not visit.over)
+        return next(here, None)
 
     def live(self) -> list[NaiveVisit]:
         return [v for v in self.visits if v.away is None and v.status in ("booked", "rescheduled", "arrived")]
