@@ -7,13 +7,13 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 UV := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 # Arguments for pytest: make test ARGS="-k calendar"
 ARGS ?=
-# How long make faults-long takes, and what it draws its faults by: make faults-long SEED=7 MINUTES=60
-MINUTES ?= 60
+# How long make faults-long and make soak take, and what the first draws its faults by: make faults-long SEED=7 MINUTES=90
+MINUTES ?=
 SEED ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test lint format faults faults-long bench bench-full scale lock clean
+.PHONY: help up test lint format faults faults-long bench bench-full soak scale lock clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ faults: $(VENV)/.installed-dev ## Break everything while clients go on, and chec
 	$(BIN)/python -m tests.faults
 
 faults-long: $(VENV)/.installed-dev ## The same for longer: SEED=… MINUTES=…
-	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.faults --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/.installed-dev ## Compare bookings a second with hand-written services
 	$(BIN)/python -m loadtests.bench
@@ -47,6 +47,9 @@ bench: $(VENV)/.installed-dev ## Compare bookings a second with hand-written ser
 bench-full: $(VENV)/.installed-dev ## The same under all loads, with a plot, into loadtests/reports (25 minutes)
 	$(BIN)/python -m loadtests.bench --loads distinct hot few --connections 16 64 256 --rounds 5 --seconds 4 \
 		--report loadtests/reports
+
+soak: $(VENV)/.installed-dev ## Half load for long; memory and files have to stay as they are (30 minutes, or MINUTES=…)
+	$(BIN)/python -m loadtests.soak --minutes $(or $(MINUTES),30)
 
 scale: $(VENV)/.installed-dev ## Compare ten thousand doctors with ten (5 minutes)
 	$(BIN)/python -m loadtests.scale

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from loadtests.connection import Connection, NoAnswer
 from tests.faults.history import Attempt, History, Kind, Operation, Outcome
-from tests.faults.http import Connection, NoAnswer
 from tests.people import Person
 
 VISITS_MAX = 12
@@ -101,11 +101,14 @@ class Client:
     async def _attempt(self, wish: _Wish) -> None:
         port = self.dice.choice(self.ports)
         idle = self._connections.setdefault(port, [])
-        connection = idle.pop() if idle else Connection(port, self.person.headers["Authorization"])
+        connection = idle.pop() if idle else Connection(port)
+        token = self.person.headers["Authorization"].removeprefix("Bearer ")
         attempt = Attempt(invoked_at=time.monotonic())
         wish.operation.attempts.append(attempt)
         try:
-            attempt.status, attempt.body = await connection.post(wish.path, wish.body, wish.operation.key)
+            attempt.status, attempt.body = await connection.send(
+                "POST", wish.path, token, wish.body, wish.operation.key
+            )
         except NoAnswer:
             pass
         else:

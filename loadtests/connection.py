@@ -11,25 +11,32 @@ TIMEOUT_S = 20.0
 """Past every deadline of the server's: whoever waits for so long gets no answer."""
 
 
+Answer = tuple[int, bytes]
+
+
 class NoAnswer(Exception):
     """Nobody answered, or the connection was lost: what became of the request is unknown."""
 
 
 class Connection:
-    """A connection to one API process, made when it is needed."""
+    """A connection to one API process on loopback, made when it is needed."""
 
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, port: int) -> None:
         self._port = port
-        self._head = f" HTTP/1.1\r\nHost: {LOOPBACK}\r\nAuthorization: {token}\r\nContent-Type: application/json\r\n"
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def post(self, path: str, body: bytes, key: str) -> tuple[int, bytes]:
+    async def send(self, method: str, path: str, token: str, body: bytes = b"", key: str | None = None) -> Answer:
         """Status and body of the answer.
 
         Raises:
             NoAnswer: there is none.
         """
-        head = f"POST {path}{self._head}Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {LOOPBACK}", f"Authorization: Bearer {token}"]
+        if key is not None:
+            lines.append(f"Idempotency-Key: {key}")
+        if method == "POST":
+            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        head = "\r\n".join([*lines, "", ""])
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 if self._streams is None or self._streams[0].at_eof():  # The server ends connections that are idle.
@@ -53,7 +60,7 @@ class Connection:
             self._streams = None
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+async def _answer(reader: asyncio.StreamReader) -> Answer:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     _, _, rest = head.partition(b"content-length: ")
     length = int(rest.partition(b"\r\n")[0])
