@@ -20,7 +20,7 @@ from api.directory.location_directory import LocationDirectory
 from api.documentation import add_documentation
 from api.errors import add_handlers
 from api.gate import close_gate, open_gate
-from api.middleware import BodyLimit, ClientAddress, RateLimit, RequestContext
+from api.middleware import Admission, BodyLimit, ClientAddress, RateLimit, RequestContext
 from api.openapi import describe
 from api.operations import router as operations
 from api.operations.metrics import CountRequests, Metrics
@@ -89,6 +89,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
     if settings.rate_limit:
         app.add_middleware(RateLimit)
     app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max, seconds_max=settings.request_deadline_s)
+    app.add_middleware(Admission, requests_max=settings.requests_max)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

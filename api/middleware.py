@@ -3,7 +3,8 @@
 ``RequestContext`` gives it an id, bounds its address and headers, takes HEAD for the GET that it asks about (RFC 9110,
 9.3.2; the server sends no body), puts the common headers on the answer, and answers 500 for what nobody foresaw;
 ``ClientAddress`` finds out who speaks behind a proxy; then CORS, around the rest, so that a browser may read refusals;
-``BodyLimit`` bounds size and duration of the body; ``RateLimit`` counts requests of a user or an address.
+``Admission`` turns away what is too much at once, before anything is done for it; ``BodyLimit`` bounds size and
+duration of the body; ``RateLimit`` counts requests of a user or an address.
 
 Plain ASGI: each costs a few microseconds, and none reads a body or holds back an answer.
 """
@@ -118,6 +119,47 @@ class ClientAddress:
         except ValueError:
             return False
         return any(parsed in network for network in self._trusted)
+
+
+class Admission:
+    """At most so many requests under way; one more gets 503 at once, which costs a fraction of what it asks for.
+
+    Who sends or reads slowly is not under way meanwhile: nobody keeps others out by waiting.
+    """
+
+    def __init__(self, app: ASGIApp, *, requests_max: int) -> None:
+        self._app = app
+        self._requests_max = requests_max
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in UNLIMITED_PATHS:
+            await self._app(scope, receive, send)
+            return
+        if self._under_way >= self._requests_max:
+            problem = Problem("unavailable", "Too much is asked for right now: try again in a moment.", retry_after_s=1)
+            await problem.response(scope["path"])(scope, receive, send)
+            return
+
+        async def receive_uncounted() -> Message:
+            self._under_way -= 1
+            try:
+                return await receive()
+            finally:
+                self._under_way += 1
+
+        async def send_uncounted(message: Message) -> None:
+            self._under_way -= 1
+            try:
+                await send(message)
+            finally:
+                self._under_way += 1
+
+        self._under_way += 1
+        try:
+            await self._app(scope, receive_uncounted, send_uncounted)
+        finally:
+            self._under_way -= 1
 
 
 class BodyLimit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -86,6 +87,27 @@ async def test_what_a_connection_may_bring(settings: Settings) -> None:
         await answers(400, REGISTER + b"Content-Length: 99999999999999999999999\r\n\r\n")
         await answers(400, REGISTER + b"Content-Length: -5\r\n\r\n")
         await answers(400, REGISTER + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+
+async def test_what_is_too_much_at_once_is_turned_away_at_once(settings: Settings) -> None:
+    async with served(settings.model_copy(update={"requests_max": 2, "rate_limit": 0})) as port:
+        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            for _, slow_writer in slow:  # Who does not send the body keeps nobody out.
+                slow_writer.write(REGISTER + b"Content-Length: 10\r\n\r\n{")
+            assert (await client.get("/v1/locations")).status_code == 200
+
+            answers = await asyncio.gather(*(client.get("/v1/doctors") for _ in range(40)))
+            by_status = Counter(answer.status_code for answer in answers)
+            assert set(by_status) == {200, 503}
+            assert by_status[200] >= 2
+            refused = next(answer for answer in answers if answer.status_code == 503)
+            assert refused.json()["type"] == "urn:zapis:problem:unavailable"
+            assert refused.headers["retry-after"] == "1"
+            assert (await client.get("/v1/locations")).status_code == 200, "what has ended makes room"
+            assert (await client.get("/healthz")).status_code == 200
+        for _, slow_writer in slow:
+            slow_writer.close()
 
 
 async def test_head_is_answered_as_get_without_its_body(settings: Settings) -> None:
