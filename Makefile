@@ -13,7 +13,7 @@ SEED ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test lint format faults faults-long bench bench-full soak scale lock clean
+.PHONY: help up test lint format faults faults-long bench bench-full overload soak scale lock clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench: $(VENV)/.installed-dev ## Compare bookings a second with hand-written ser
 bench-full: $(VENV)/.installed-dev ## The same under all loads, with a plot, into loadtests/reports (25 minutes)
 	$(BIN)/python -m loadtests.bench --loads distinct hot few --connections 16 64 256 --rounds 5 --seconds 4 \
 		--report loadtests/reports
+
+overload: $(VENV)/.installed-dev ## Ask for more than can be served, see that it is served all the same (2 minutes)
+	$(BIN)/python -m loadtests.overload
 
 soak: $(VENV)/.installed-dev ## Half load for long; memory and files have to stay as they are (30 minutes, or MINUTES=…)
 	$(BIN)/python -m loadtests.soak --minutes $(or $(MINUTES),30)

@@ -226,8 +226,8 @@ async def _round(
     used["generator"] = ended.children_user + ended.children_system - began.children_user - began.children_system
     cell.add(outcome, used)
     refused = outcome.refused if load.wanted_by == 1 else 0
-    if outcome.others or outcome.failed or refused:
-        return f"{contender.name}: {outcome.others} wrong answers, {refused} refusals, {outcome.failed} had none"
+    if (wrong := outcome.others + outcome.unavailable) or outcome.failed or refused:
+        return f"{contender.name}: {wrong} wrong answers, {refused} refusals, {outcome.failed} had none"
     if contender.name != CEILING and (booked := await _booked(contender.settings) - before) < outcome.created:
         return f"{contender.name}: {outcome.created} answers 201, but {booked} new appointments"
     return None

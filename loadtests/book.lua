@@ -8,7 +8,8 @@ function setup(thread)
 end
 
 function init(arguments)
-    requests, position, created, refused, others, exhausted = {}, 0, 0, 0, 0, 0
+    requests, position, exhausted = {}, 0, 0
+    created, refused, unavailable, others = 0, 0, 0, 0
     local file = assert(io.open(arguments[1], "rb"))
     for request in file:read("*a"):gmatch("(%Z+)%z") do
         requests[#requests + 1] = request
@@ -31,22 +32,25 @@ function response(status)
         created = created + 1
     elseif status == 409 then
         refused = refused + 1
+    elseif status == 503 then
+        unavailable = unavailable + 1
     else
         others = others + 1
     end
 end
 
 function done(summary, latency)
-    local created, refused, others, exhausted = 0, 0, 0, 0
+    local created, refused, unavailable, others, exhausted = 0, 0, 0, 0, 0
     for _, thread in ipairs(threads) do
         created = created + thread:get("created")
         refused = refused + thread:get("refused")
+        unavailable = unavailable + thread:get("unavailable")
         others = others + thread:get("others")
         exhausted = exhausted + thread:get("exhausted")
     end
     local failed = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout
     print(string.format(
-        '{"created": %d, "refused": %d, "others": %d, "failed": %d, "exhausted": %d, "seconds": %.6f, "p50_ms": %.3f, "p99_ms": %.3f, "worst_ms": %.3f}',
-        created, refused, others, failed, exhausted, summary.duration / 1e6,
+        '{"created": %d, "refused": %d, "unavailable": %d, "others": %d, "failed": %d, "exhausted": %d, "seconds": %.6f, "p50_ms": %.3f, "p99_ms": %.3f, "worst_ms": %.3f}',
+        created, refused, unavailable, others, failed, exhausted, summary.duration / 1e6,
         latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3))
 end

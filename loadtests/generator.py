@@ -30,6 +30,8 @@ class Outcome:
     """Answers 201."""
     refused: int
     """Answers 409: someone else has the slot."""
+    unavailable: int
+    """Answers 503."""
     others: int
     """Answers of another status."""
     failed: int
@@ -112,11 +114,12 @@ async def _drive_ourselves(url: str, requests: Sequence[bytes], connections: int
         raise RuntimeError("the requests ran out before the round ended")
     elapsed = min(loop.time(), round_.ends_at) - began
     latencies = sorted(round_.latencies_s) or [0.0]
-    created, refused = round_.statuses.get(b"201", 0), round_.statuses.get(b"409", 0)
+    created, refused, unavailable = (round_.statuses.pop(status, 0) for status in (b"201", b"409", b"503"))
     return Outcome(
         created=created,
         refused=refused,
-        others=sum(round_.statuses.values()) - created - refused,
+        unavailable=unavailable,
+        others=sum(round_.statuses.values()),
         failed=round_.failed,
         seconds=elapsed,
         p50_ms=1000 * statistics.median(latencies),

@@ -1,0 +1,186 @@
+"""Whether too much load takes anything from those who are served: `python -m loadtests.overload`, or `make overload`.
+
+First the number of connections with the best throughput is looked for, then twice and ten times as many ask for slots.
+Meanwhile a few people who ask now and then see how long it takes to be served, and to be turned away. Exit code 1: the
+throughput fell by more than a tenth, a booking took over a second (99th percentile), or a refusal over 100 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.connection import Connection, NoAnswer
+from loadtests.fixture import Account, add_accounts, add_clinic, booking_request, copy_slots, slot_starts
+from loadtests.generator import Outcome, drive
+from loadtests.servers import WebServer, run, running_servers
+from persistence.identifiers import new_id
+
+BOOK = "/v1/appointments"
+LADDER = (16, 32, 64, 128, 256)
+TIMES = (2, 10)
+SAME = 0.97
+"""The best is where fewer connections bring less than this share of it."""
+RATE_MAX = 6000
+REFUSED_RATE_MAX = 16_000
+"""As many are answered a second when most are turned away."""
+DOCTORS = 20
+SLOTS_A_DAY = 90
+PATIENTS = 2003
+PROBES = 8
+PROBE_PAUSE_S = 0.1
+WARM_UP_S = 5
+THROUGHPUT_MIN = 0.9
+ACCEPTED_P99_MAX_MS = 1000.0
+REFUSED_P99_MAX_MS = 100.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What so many connections brought."""
+
+    connections: int
+    outcome: Outcome
+    booked_ms: list[float]
+    """How long those who were asked for now and then took: the booked,"""
+    refused_ms: list[float]
+    """and those turned away with 503."""
+
+    @property
+    def rate(self) -> float:
+        """Bookings a second."""
+        return self.outcome.created / self.outcome.seconds
+
+
+class Bench:
+    """One server, and slots that nobody has asked for."""
+
+    def __init__(self, server: WebServer, accounts: Sequence[Account], slot_ids: Iterator[str]) -> None:
+        self._server = server
+        self._accounts = accounts
+        self._slot_ids = slot_ids
+        self._asked = 0
+
+    async def step(self, connections: int, seconds: int, rate_max: int = RATE_MAX) -> Step:
+        """So many connections for so long, and the probes beside them."""
+        requests = [self._request() for _ in range(seconds * rate_max + connections)]
+        booked_ms: list[float] = []
+        refused_ms: list[float] = []
+        async with self._probing(booked_ms, refused_ms):
+            outcome = await drive(self._server.url, requests, connections=connections, seconds=seconds)
+        return Step(connections=connections, outcome=outcome, booked_ms=booked_ms, refused_ms=refused_ms)
+
+    def _request(self) -> bytes:
+        account, slot_id = self._next()
+        return booking_request(self._server.url, BOOK, account, slot_id)
+
+    def _next(self) -> tuple[Account, str]:
+        self._asked += 1
+        return self._accounts[self._asked % len(self._accounts)], next(self._slot_ids)
+
+    @asynccontextmanager
+    async def _probing(self, booked_ms: list[float], refused_ms: list[float]) -> AsyncIterator[None]:
+        async def probe() -> None:
+            connection = Connection(urlsplit(self._server.url).port or 0)
+            try:
+                while True:
+                    account, slot_id = self._next()
+                    body = b'{"slot_id":"%s"}' % slot_id.encode()
+                    began = time.perf_counter()
+                    try:
+                        status, _ = await connection.send("POST", BOOK, account.token, body, new_id())
+                    except NoAnswer:
+                        status = 0
+                    took_ms = 1000 * (time.perf_counter() - began)
+                    if status in (201, 503):
+                        (booked_ms if status == 201 else refused_ms).append(took_ms)
+                    await asyncio.sleep(PROBE_PAUSE_S)
+            finally:
+                connection.close()
+
+        probes = [asyncio.create_task(probe()) for _ in range(PROBES)]
+        try:
+            yield
+        finally:
+            for each in probes:
+                each.cancel()
+            await asyncio.gather(*probes, return_exceptions=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.overload", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=int, default=6, help="length of a step [%(default)s]")
+    options = parser.parse_args(arguments)
+    if not 3 <= options.seconds <= 30:
+        parser.error("--seconds is from 3 to 30")
+    return run(overload(options.seconds))
+
+
+async def overload(seconds: int) -> int:
+    """The whole measurement; returns the exit code."""
+    async with running_servers("overload") as servers:
+        settings = servers.settings(await servers.create_database("overload"))
+        accounts = await add_accounts(settings, PATIENTS)
+        clinic = await add_clinic(settings, DOCTORS)
+        wanted = (len(LADDER) * seconds + WARM_UP_S) * RATE_MAX + len(TIMES) * seconds * REFUSED_RATE_MAX + 20_000
+        starts = slot_starts(1 + wanted // DOCTORS // SLOTS_A_DAY, SLOTS_A_DAY, 10)
+        slot_ids = [slot_id for same_start in await copy_slots(settings, clinic, starts, 10) for slot_id in same_start]
+        await servers.checkpoint()
+        async with servers.zapis(settings) as server:
+            bench = Bench(server, accounts, iter(slot_ids))
+            await bench.step(64, WARM_UP_S)
+            ladder = [await bench.step(connections, seconds) for connections in LADDER]
+            top = max(step.rate for step in ladder)
+            best = next(step for step in ladder if step.rate >= SAME * top)
+            over = [await bench.step(times * best.connections, seconds, REFUSED_RATE_MAX) for times in TIMES]
+    return _report(ladder, best, over)
+
+
+def _report(ladder: Sequence[Step], best: Step, over: Sequence[Step]) -> int:
+    table = Table(title=f"best: {best.rate:,.0f} bookings/s at {best.connections} connections")
+    for name in ("connections", "booked/s", "of the best", "503/s", "others", "booked p99 ms", "503 p99 ms"):
+        table.add_column(name, justify="right")
+    for step in (*ladder, *over):
+        table.add_row(
+            f"{step.connections:,}",
+            f"{step.rate:,.0f}",
+            f"{step.rate / best.rate:.2f}",
+            f"{step.outcome.unavailable / step.outcome.seconds:,.0f}",
+            f"{step.outcome.others + step.outcome.refused + step.outcome.failed}",
+            f"{_p99(step.booked_ms):.0f}",
+            f"{_p99(step.refused_ms):.0f}" if step.refused_ms else "",
+        )
+    console = Console(width=110)
+    console.print(table)
+    faults = []
+    for step in over:
+        if step.rate < THROUGHPUT_MIN * best.rate:
+            faults.append(f"{step.connections} connections: {step.rate / best.rate:.0%} of the best")
+        if _p99(step.booked_ms) > ACCEPTED_P99_MAX_MS:
+            faults.append(f"{step.connections} connections: a booking took {_p99(step.booked_ms):.0f} ms")
+        if step.refused_ms and _p99(step.refused_ms) > REFUSED_P99_MAX_MS:
+            faults.append(f"{step.connections} connections: a refusal took {_p99(step.refused_ms):.0f} ms")
+        if wrong := step.outcome.others + step.outcome.refused + step.outcome.failed:
+            faults.append(f"{step.connections} connections: {wrong} wrong answers")
+    for fault in faults:
+        console.print(fault)
+    return 1 if faults else 0
+
+
+def _p99(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=100)[98] if len(values) > 1 else sum(values)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
