@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -34,6 +34,7 @@ from actors.journal import (
     StoredAnswer,
 )
 from actors.messages import (
+    Batch,
     Command,
     Done,
     FinishMove,
@@ -46,6 +47,7 @@ from actors.messages import (
     Role,
 )
 from actors.policy import Policy
+from actors.senders import Senders
 from actors.tally import Tally, facts_wanted
 
 log = structlog.get_logger()
@@ -104,6 +106,7 @@ class CalendarActor:
         self._by_command: dict[str, Entry] = {}
         """Everything decided and not settled."""
         self._orders = 0
+        self._senders = Senders()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -115,15 +118,17 @@ class CalendarActor:
         self._commits = 0
         self._committed_entries = 0
 
-    async def decide_batch(self, generation: int, commands: Sequence[Command]) -> list[Reply]:
+    async def decide_batch(self, batch: Batch) -> list[Reply]:
         """A reply to each command, in order, once all that were decided are committed or overdue."""
         if self._draining:
-            return [NotDecided(why=RefusedFor.NOT_ACTIVE)] * len(commands)
-        if generation < self._generation:
-            return [NotDecided(why=RefusedFor.MISPLACED)] * len(commands)
-        self._generation = generation
+            return [NotDecided(why=RefusedFor.NOT_ACTIVE)] * len(batch.commands)
+        if batch.generation < self._generation:
+            return [NotDecided(why=RefusedFor.MISPLACED)] * len(batch.commands)
+        self._generation = batch.generation
+        if (behind := self._senders.behind(batch, self._clock())) is None:
+            return [NotDecided(why=RefusedFor.EXPIRED)] * len(batch.commands)
         self._start_loops()
-        answers = [(said := self._take_in(command), _answered_at_once(command, said)) for command in commands]
+        answers = [(said := self._take_in(each, behind), _answered_at_once(each, said)) for each in batch.commands]
         waits = set()
         for said, at_once in answers:
             if isinstance(said, Entry):
@@ -171,8 +176,10 @@ class CalendarActor:
 
     # Taking in: decide, or say why not. Nothing here waits.
 
-    def _take_in(self, command: Command) -> Entry | Reply:
-        if command.deadline is not None and command.deadline < self._clock():
+    def _take_in(self, command: Command, behind: timedelta) -> Entry | Reply:
+        """``behind`` is by how much the sender's clock, and so the deadline, is behind this one."""
+        gives_up_at = None if command.deadline is None else command.deadline + behind
+        if gives_up_at is not None and gives_up_at < self._clock():
             return NotDecided(why=RefusedFor.EXPIRED)
         same = self._by_command.get(command.command_id)
         if same is not None:
@@ -184,7 +191,12 @@ class CalendarActor:
         if len(self._by_command) >= self._limits.journal_backlog_max:
             return NotDecided(why=RefusedFor.OVERLOADED)
         self._orders += 1
-        entry = Entry(command=command, reply=asyncio.get_running_loop().create_future(), order=self._orders)
+        entry = Entry(
+            command=command,
+            reply=asyncio.get_running_loop().create_future(),
+            order=self._orders,
+            gives_up_at=gives_up_at,
+        )
         self._decide(entry, activation, Facts())
         self._enqueue(entry, activation)
         return entry
@@ -485,10 +497,10 @@ class CalendarActor:
         now = self._clock()
         for entry in again:
             found = stored.get(entry.command.command_id)
-            deadline = entry.command.deadline
+            gives_up_at = entry.gives_up_at
             if found is not None:
                 self._settle(entry, stored_reply(found, entry.command))
-            elif (entry.abandoned or (deadline is not None and deadline < now)) and not entry.told_pending:
+            elif (entry.abandoned or (gives_up_at is not None and gives_up_at < now)) and not entry.told_pending:
                 # Nobody waits for it, unless a repeat has joined it meanwhile: that one is to be sent again.
                 self._settle(entry, NotDecided(why=RefusedFor.NOT_ACTIVE))
             elif entry.attempts > self._limits.redecide_max:

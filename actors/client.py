@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import itertools
 import os
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import orjson
@@ -25,7 +27,7 @@ from ray.exceptions import RayError
 
 from actors.calendar_actor import ActorLimits, CalendarActor
 from actors.journal import Journal
-from actors.messages import WIRE_VERSION, Command, NotDecided, Pending, RefusedFor, Reply, from_wire, wire_name
+from actors.messages import WIRE_VERSION, Batch, Command, NotDecided, Pending, RefusedFor, Reply, from_wire, wire_name
 from actors.policy import Policy
 
 log = structlog.get_logger()
@@ -126,6 +128,7 @@ class CalendarClient:
         self._placement: Placement | None = None
         self._placement_read: asyncio.Task[Placement] | None = None
         self._lanes: dict[str, _Lane] = {}
+        self._calls = _Calls(clock)
 
     async def send(self, command: Command) -> Reply:
         """The command's reply; it was sent again, under the same id, as often as was needed.
@@ -201,7 +204,7 @@ class CalendarClient:
         if lane is None:
             if len(self._lanes) >= self._limits.lanes_max and not self._forget_idle_lane():
                 return NotDecided(why=RefusedFor.OVERLOADED)
-            lane = self._lanes[name] = _Lane(name=name, actors=self._actors, limits=self._limits, clock=self._clock)
+            lane = self._lanes[name] = _Lane(name=name, actors=self._actors, limits=self._limits, calls=self._calls)
         return await lane.put(placement.generation, command)
 
     async def _fetch_placement(self) -> Placement:
@@ -226,6 +229,28 @@ class CalendarClient:
         return True
 
 
+class _Calls:
+    """Numbers the calls of one client, so that an actor knows one that comes when it has been given up.
+
+    Its sender may have been told no since: then it must not be obeyed.
+    """
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._sender = uuid.uuid4().hex
+        self._numbers = itertools.count(1)
+
+    def next(self, generation: int, commands: Sequence[Command]) -> Batch:
+        """The next call's batch."""
+        return Batch(
+            generation=generation,
+            sender=self._sender,
+            number=next(self._numbers),
+            sent_at=self._clock(),
+            commands=tuple(commands),
+        )
+
+
 class PlacementUnknown(Exception):
     """The placement cannot be read now."""
 
@@ -233,13 +258,11 @@ class PlacementUnknown(Exception):
 class _Lane:
     """The queue to one calendar actor, with one call in flight."""
 
-    def __init__(
-        self, *, name: str, actors: CalendarActors, limits: ClientLimits, clock: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, *, name: str, actors: CalendarActors, limits: ClientLimits, calls: _Calls) -> None:
         self._name = name
         self._actors = actors
         self._limits = limits
-        self._clock = clock
+        self._calls = calls
         self._queue: deque[tuple[int, Command, asyncio.Future[Reply]]] = deque()
         self._sender: asyncio.Task[None] | None = None
         self.used_at = 0.0
@@ -311,9 +334,7 @@ class _Lane:
                     future.set_result(NotDecided(why=RefusedFor.UNAVAILABLE))
 
     async def _call(self, generation: int, commands: Sequence[Command]) -> Sequence[Reply]:
-        # A call that comes late is not obeyed: it has been given up, and its sender may have been told no since.
-        given_up = self._clock() + timedelta(seconds=self._limits.call_timeout_s)
-        batch = encode_batch(generation, [_by(given_up, command) for command in commands])
+        batch = encode_batch(self._calls.next(generation, commands))
         try:
             async with asyncio.timeout(self._limits.call_timeout_s):
                 actor = await self._actors.get(self._name)
@@ -324,28 +345,29 @@ class _Lane:
             return [NotDecided(why=RefusedFor.NOT_ACTIVE)] * len(commands)
 
 
-def _by(latest: datetime, command: Command) -> Command:
-    """The command, to be decided by then at the latest."""
-    if command.deadline is None or command.deadline > latest:
-        return replace(command, deadline=latest)
-    return command
+def encode_batch(batch: Batch) -> bytes:
+    """A batch in wire form."""
+    commands = [[wire_name(command), command] for command in batch.commands]
+    return orjson.dumps([WIRE_VERSION, batch.generation, batch.sender, batch.number, batch.sent_at, commands])
 
 
-def encode_batch(generation: int, commands: Sequence[Command]) -> bytes:
-    """Commands in wire form."""
-    return orjson.dumps([WIRE_VERSION, generation, [[wire_name(command), command] for command in commands]])
-
-
-def decode_batch(batch: bytes) -> tuple[int, list[Command]]:
-    """The generation and commands of a batch.
+def decode_batch(data: bytes) -> Batch:
+    """The batch that has this wire form.
 
     Raises:
         ValueError: it was made by a release that speaks another version.
     """
-    version, generation, commands = orjson.loads(batch)
+    version, *content = orjson.loads(data)
     if version != WIRE_VERSION:
         raise ValueError(f"batch of wire version {version}, this release speaks {WIRE_VERSION}")
-    return generation, [from_wire(name, data) for name, data in commands]
+    generation, sender, number, sent_at, commands = content
+    return Batch(
+        generation=generation,
+        sender=sender,
+        number=number,
+        sent_at=datetime.fromisoformat(sent_at),
+        commands=tuple(from_wire(name, command) for name, command in commands),
+    )
 
 
 def encode_replies(replies: Sequence[Reply]) -> bytes:
@@ -384,8 +406,7 @@ class RayCalendarActor:
         if not self._frozen:
             self._frozen = True
             freeze_heap()
-        generation, commands = decode_batch(batch)
-        return encode_replies(await self._actor.decide_batch(generation, commands))
+        return encode_replies(await self._actor.decide_batch(decode_batch(batch)))
 
     async def command_status(self, command_id: str, user_id: str) -> bool:
         """See ``CalendarActorRef``."""

@@ -54,6 +54,8 @@ class Entry:
     command: Command
     reply: asyncio.Future[Reply]
     order: int
+    gives_up_at: datetime | None = None
+    """When its caller does, by the actor's own clock."""
     at: datetime = field(init=False)
     events: tuple[tuple[int, Event], ...] = ()
     """With their sequence numbers."""

@@ -17,7 +17,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 
 class Role(StrEnum):
@@ -287,6 +287,23 @@ class FinishMove(Command):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpireHolds(Command):
     """Say in the journal that holds past their time have ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Commands that travel together, and what their actor has to know of the way they came.
+
+    Nothing in it needs clocks that agree: what has been overtaken is known by its number, and how long a command may
+    still take by ``sent_at``, which is of the same clock as the deadlines.
+    """
+
+    generation: int
+    """Of the placement that the sender knows."""
+    sender: str
+    number: int
+    """Of the sender's calls, rising. It has one call at a time to an actor: a lower one was given up."""
+    sent_at: datetime
+    commands: tuple[Command, ...]
 
 
 # Events

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from actors.calendar_actor import ActorLimits, CalendarActor
-from actors.messages import Command, NotDecided, RefusedFor, Reply
+from actors.messages import Batch, Command, NotDecided, RefusedFor, Reply
 from actors.policy import Policy
 from tests.clinic import publish
 from tests.fakes.memory_journal import MemoryDatabase, MemoryJournal
@@ -47,6 +47,7 @@ class House:
     actor_class: type[CalendarActor] = CalendarActor
     journal_class: type[MemoryJournal] = MemoryJournal
     bugs: int = 0
+    calls: int = 0
 
     def __post_init__(self) -> None:
         self.journal = self.journal_class(self.database)
@@ -59,7 +60,16 @@ class House:
 
     async def once(self, *commands: Command, generation: int = 0) -> list[Reply]:
         """The replies to one batch."""
-        return await self.actor.decide_batch(generation, commands)
+        self.calls += 1
+        return await self.actor.decide_batch(
+            Batch(
+                generation=generation,
+                sender="api",
+                number=self.calls,
+                sent_at=self.clock(),
+                commands=commands,
+            )
+        )
 
     async def send(self, *commands: Command, generation: int = 0) -> list[Reply]:
         """The replies to a batch; what was not decided because its calendar was not active is sent again."""

@@ -25,9 +25,9 @@ from tests.faults.records import read_records
 from tests.faults.servers import Cluster
 from tests.people import Person
 
-CLIENTS = 32
-DOCTORS = 12
-SLOTS = 250
+CLIENTS = 64
+DOCTORS = 20
+SLOTS = 280
 RECOVERY_DEADLINE_S = 90.0
 CALM_S = 2.0
 """Between two faults."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from actors.calendar import Calendar
 from actors.calendar_actor import CalendarActor
 from actors.errors import SlotTaken
 from actors.journal import Append, Claim, StoredAnswer
-from actors.messages import Command, Rejected, Reply
+from actors.messages import Batch, Command, Rejected, Reply
 from tests.fakes.memory_journal import MemoryJournal, Tables
 
 # 1. One decider
@@ -98,9 +99,9 @@ class LooksNothingUp(MemoryJournal):
 class JoinsNothing(CalendarActor):
     """Decides a command again that it has decided and not committed."""
 
-    def _take_in(self, command: Command) -> Any:
+    def _take_in(self, command: Command, behind: timedelta) -> Any:
         known = self._by_command.pop(command.command_id, None)
-        taken = super()._take_in(command)
+        taken = super()._take_in(command, behind)
         if known is not None:
             self._by_command.setdefault(command.command_id, known)
         return taken
@@ -199,8 +200,13 @@ class ForgetsMoves(MemoryJournal):
 class TellsWhatIsAhead(CalendarActor):
     """Answers a repeat with what it has decided, committed or not."""
 
-    def _take_in(self, command: Command) -> Any:
+    def _take_in(self, command: Command, behind: timedelta) -> Any:
         same = self._by_command.get(command.command_id)
         if same is not None and same.command.fingerprint == command.fingerprint:
             return same.outcome
-        return super()._take_in(command)
+        return super()._take_in(command, behind)
+
+
+def obeys_what_comes_late(_: object, batch: Batch, now: datetime) -> timedelta:
+    """In place of ``Senders.behind``: any call is as good as another."""
+    return now - batch.sent_at

@@ -182,9 +182,6 @@ def plan_of(seed: int) -> Plan:
         calendar_idle_s=dice.choice((usual.calendar_idle_s,) * 2 + (0.5,)),
     )
     faults = tuple(_fault(dice) for _ in range(dice.choice((1, 1, 2, 3, 4, 6))))
-    if any(isinstance(fault, ClockStep) for fault in faults):
-        # With a clock that is behind an actor cannot know that a batch is late.
-        faults = tuple(fault for fault in faults if not (isinstance(fault, CallFault) and fault.kind == "late"))
     return Plan(seed=seed, clients=clients, faults=faults, actors=actors, limits=limits, delay_s=delay_s)
 
 

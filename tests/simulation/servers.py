@@ -285,8 +285,7 @@ class Process:
         return asyncio.get_running_loop().create_task(self._decide(batch), context=self._context)
 
     async def _decide(self, batch: bytes) -> bytes:
-        generation, commands = decode_batch(batch)
-        return encode_replies(await self.actor.decide_batch(generation, commands))
+        return encode_replies(await self.actor.decide_batch(decode_batch(batch)))
 
     def unrest(self) -> str | None:
         """What is left to do, or ``None`` if it has come to rest."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -50,6 +49,7 @@ class Actor:
     def __init__(self, answer: Answer = agree) -> None:
         self.answer = answer
         self.calls: list[tuple[int, list[str]]] = []
+        self.numbers: list[tuple[str, int]] = []
         self.in_flight = 0
         self.in_flight_most = 0
         self.pending: set[tuple[str, str]] = set()
@@ -57,13 +57,14 @@ class Actor:
         self.gate.set()
 
     async def decide_batch(self, batch: bytes) -> bytes:
-        generation, commands = decode_batch(batch)
-        self.calls.append((generation, [each.command_id for each in commands]))
+        came = decode_batch(batch)
+        self.calls.append((came.generation, [each.command_id for each in came.commands]))
+        self.numbers.append((came.sender, came.number))
         self.in_flight += 1
         self.in_flight_most = max(self.in_flight_most, self.in_flight)
         try:
             await self.gate.wait()
-            return encode_replies(await self.answer(generation, commands))
+            return encode_replies(await self.answer(came.generation, came.commands))
         finally:
             self.in_flight -= 1
 
@@ -288,25 +289,16 @@ async def test_a_call_without_an_answer_is_given_up_and_sent_again() -> None:
     assert set(actor.sent) == {"key"}
 
 
-async def test_a_call_that_has_been_given_up_may_not_be_obeyed_when_it_comes() -> None:
-    async def ask_when(_: int, commands: Sequence[Command]) -> Sequence[Reply]:
-        return [Done(answer={"deadline": each.deadline}) for each in commands]
+async def test_the_calls_of_a_client_are_numbered_whatever_lane_they_take() -> None:
+    actors = Actors()
+    client = client_of(actors, Placements(Placement(generation=1, dedicated=True, actors=1)))
 
-    noon = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-    client = CalendarClient(
-        actors=Actors(**{"calendars:0": Actor(ask_when)}),
-        read_placement=Placements(),
-        limits=ClientLimits(call_timeout_s=4),
-        clock=lambda: noon,
-    )
-    patient, hasty = (replace(command(name), deadline=noon + timedelta(seconds=s)) for name, s in (("p", 10), ("h", 1)))
+    for doctor in ("house", "wilson", "house"):
+        await client.send(command(doctor, doctor=doctor))
 
-    replies = await asyncio.gather(*sending(client, patient, hasty))
-
-    assert replies == [
-        Done(answer={"deadline": "2026-11-23T12:00:04+00:00"}),
-        Done(answer={"deadline": "2026-11-23T12:00:01+00:00"}),
-    ]
+    numbers = sorted(actors["calendar:house"].numbers + actors["calendar:wilson"].numbers, key=lambda each: each[1])
+    assert [number for _, number in numbers] == [1, 2, 3]
+    assert len({sender for sender, _ in numbers}) == 1
 
 
 @pytest.mark.parametrize(
