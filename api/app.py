@@ -20,11 +20,12 @@ from api.directory.location_directory import LocationDirectory
 from api.documentation import add_documentation
 from api.errors import add_handlers
 from api.gate import close_gate, open_gate
-from api.middleware import Admission, BodyLimit, ClientAddress, RateLimit, RequestContext
+from api.middleware import Admission, Admit, BodyLimit, ClientAddress, RateLimit, RequestContext
 from api.openapi import describe
 from api.operations import router as operations
 from api.operations.metrics import CountRequests, Metrics
 from api.operations.readiness import Readiness
+from api.protocol import ADMISSION
 from api.scheduling import router as scheduling
 from api.scheduling import slots
 from api.scheduling.slot_owners import SlotOwners
@@ -51,8 +52,11 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
     if not structlog.is_configured():  # structlog's own manner would print local variables, which may be personal.
         configure_logging(settings.log_level, settings.log_format)
 
+    metrics = Metrics()
+    admission = Admission(settings.requests_max, metrics.turned_away)
+
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
         services = app.state.services = await open_services(settings)
         try:
             gate = app.state.gate = await open_gate(
@@ -65,7 +69,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
                 await ensure_first_admin(services, gate.passwords)
                 if warm_up:
                     await services.warm_up()
-                yield
+                yield {ADMISSION: admission}
             finally:
                 readiness.close()
                 await close_gate(gate)
@@ -89,7 +93,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
     if settings.rate_limit:
         app.add_middleware(RateLimit)
     app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max, seconds_max=settings.request_deadline_s)
-    app.add_middleware(Admission, requests_max=settings.requests_max)
+    app.add_middleware(Admit, admission=admission)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -101,8 +105,8 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
         )
     if settings.trusted_proxies:
         app.add_middleware(ClientAddress, trusted=settings.trusted_proxies)
-    app.state.metrics = Metrics()
-    app.add_middleware(CountRequests, metrics=app.state.metrics)
+    app.state.metrics = metrics
+    app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(RequestContext)
     return app
 

@@ -3,7 +3,7 @@
 ``RequestContext`` gives it an id, bounds its address and headers, takes HEAD for the GET that it asks about (RFC 9110,
 9.3.2; the server sends no body), puts the common headers on the answer, and answers 500 for what nobody foresaw;
 ``ClientAddress`` finds out who speaks behind a proxy; then CORS, around the rest, so that a browser may read refusals;
-``Admission`` turns away what is too much at once, before anything is done for it; ``BodyLimit`` bounds size and
+``Admit`` turns away what is too much at once, before anything is done for it; ``BodyLimit`` bounds size and
 duration of the body; ``RateLimit`` counts requests of a user or an address.
 
 Plain ASGI: each costs a few microseconds, and none reads a body or holds back an answer.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
@@ -53,8 +53,7 @@ class RequestContext:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        given = _header(scope, b"x-request-id")
-        request_id = given if given is not None and _SANE_ID.fullmatch(given) else new_id().encode()
+        request_id = request_id_of(scope["headers"])
         scope[REQUEST_ID] = request_id.decode()
         structlog.contextvars.bind_contextvars(request_id=scope[REQUEST_ID])
         if scope["type"] != "http":
@@ -122,44 +121,65 @@ class ClientAddress:
 
 
 class Admission:
-    """At most so many requests under way; one more gets 503 at once, which costs a fraction of what it asks for.
+    """At most so many requests under way in a process.
 
     Who sends or reads slowly is not under way meanwhile: nobody keeps others out by waiting.
     """
 
-    def __init__(self, app: ASGIApp, *, requests_max: int) -> None:
+    def __init__(self, requests_max: int, turned_away: Callable[[str], None]) -> None:
+        """``turned_away`` is told the method of each request for which there was no room."""
+        self.requests_max = requests_max
+        self.under_way = 0
+        self.turned_away = turned_away
+
+    @property
+    def full(self) -> bool:
+        """Whether one more is too many."""
+        return self.under_way >= self.requests_max
+
+    def problem(self) -> Problem:
+        """What is told to whoever comes then."""
+        return Problem("unavailable", "Too much is asked for right now: try again in a moment.", retry_after_s=1)
+
+
+class Admit:
+    """Turns away what there is no room for, which costs a fraction of what it asks for.
+
+    Most of it does not get here: ``HttpProtocol`` looks first.
+    """
+
+    def __init__(self, app: ASGIApp, *, admission: Admission) -> None:
         self._app = app
-        self._requests_max = requests_max
-        self._under_way = 0
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        admission = self._admission
         if scope["type"] != "http" or scope["path"] in UNLIMITED_PATHS:
             await self._app(scope, receive, send)
             return
-        if self._under_way >= self._requests_max:
-            problem = Problem("unavailable", "Too much is asked for right now: try again in a moment.", retry_after_s=1)
-            await problem.response(scope["path"])(scope, receive, send)
+        if admission.full:
+            await admission.problem().response(scope["path"])(scope, receive, send)
             return
 
         async def receive_uncounted() -> Message:
-            self._under_way -= 1
+            admission.under_way -= 1
             try:
                 return await receive()
             finally:
-                self._under_way += 1
+                admission.under_way += 1
 
         async def send_uncounted(message: Message) -> None:
-            self._under_way -= 1
+            admission.under_way -= 1
             try:
                 await send(message)
             finally:
-                self._under_way += 1
+                admission.under_way += 1
 
-        self._under_way += 1
+        admission.under_way += 1
         try:
             await self._app(scope, receive_uncounted, send_uncounted)
         finally:
-            self._under_way -= 1
+            admission.under_way -= 1
 
 
 class BodyLimit:
@@ -219,6 +239,12 @@ class RateLimit:
                 await Problem("rate_limited", retry_after_s=wait_s).response(scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The id that the request brings, if it is a sane one, else a new one."""
+    given = next((value for name, value in headers if name == b"x-request-id"), None)
+    return given if given is not None and _SANE_ID.fullmatch(given) else new_id().encode()
 
 
 def client_address(scope: Mapping[str, object]) -> str:

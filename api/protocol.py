@@ -1,21 +1,28 @@
-"""uvicorn's HTTP protocol, with two things changed.
+"""uvicorn's HTTP protocol, with three things changed.
 
 An answer leaves in one piece: uvicorn writes head and body apart, which is two system calls here and two wake-ups at
-the other end, and takes as long again as all else that it does for an answer. And what is no HTTP is told so in our
-form.
+the other end, and takes as long again as all else that it does for an answer. What is no HTTP is told so in our form.
+And what there is no room for is turned away before it becomes a request: when most are, that is most of the work.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.errors import MEDIA_TYPE, Problem
-from api.middleware import HEADERS, POLICY
-from api.routing import encoded
-from persistence.identifiers import new_id
+from api.errors import Problem
+from api.middleware import HEADERS, POLICY, UNLIMITED_PATHS, Admission, request_id_of
+
+ADMISSION: Final = "zapis.admission"
+"""Where the application's lifespan leaves its ``Admission``."""
+_STATUS_LINES: Final = {400: b"HTTP/1.1 400 Bad Request", 503: b"HTTP/1.1 503 Service Unavailable"}
+_ANSWERED: Final = SimpleNamespace(response_complete=True, message_event=SimpleNamespace(set=lambda: None))
+"""In place of uvicorn's cycle of a request and its response: there is nothing left to do for it."""
+_UNLIMITED: Final = frozenset(path.encode() for path in UNLIMITED_PATHS)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -25,21 +32,50 @@ class HttpProtocol(HttpToolsProtocol):
         """Take the connection over."""
         super().connection_made(cast(asyncio.Transport, _Gathering(transport, self.loop)))
 
+    def on_headers_complete(self) -> None:
+        """Begin the request, unless it is turned away."""
+        admission: Admission | None = self.app_state.get(ADMISSION)
+        if admission is None or not admission.full or not self._is_plain():
+            super().on_headers_complete()
+            return
+        method = self.parser.get_method().decode("ascii")
+        admission.turned_away(method)
+        path = self.url.partition(b"?")[0].decode("ascii", errors="replace")
+        self._write(admission.problem().response(path))
+        self.cycle = _ANSWERED  # type: ignore[assignment]  # what uvicorn asks of one that is complete
+        self.on_response_complete()
+
     def send_400_response(self, msg: str) -> None:
         """The problem; ``msg`` is uvicorn's, and says no more than that."""
-        body = encoded(Problem("bad_request", "This is not a request by HTTP.").body())
-        headers = (
-            (b"content-type", MEDIA_TYPE.encode()),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-            (b"cache-control", b"no-store"),
-            (b"x-request-id", new_id().encode()),
-            (b"content-security-policy", POLICY),
-            *HEADERS,
-        )
-        lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers), b"", body]
-        self.transport.write(b"\r\n".join(lines))
+        response = Problem("bad_request", "This is not a request by HTTP.").response()
+        response.headers["connection"] = "close"
+        self.headers = []
+        self._write(response)
         self.transport.close()
+
+    def _is_plain(self) -> bool:
+        """Whether it may be turned away here: alone on a connection that goes on, and of no browser's page."""
+        return (
+            getattr(self.cycle, "response_complete", True)
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+            and not self.parser.should_upgrade()
+            and self.parser.get_method() != b"HEAD"
+            and self.url.partition(b"?")[0] not in _UNLIMITED
+            and not any(name == b"origin" for name, _ in self.headers)
+        )
+
+    def _write(self, response: Response) -> None:
+        """A whole response, with the headers that every one has."""
+        headers = [
+            *response.raw_headers,
+            (b"x-request-id", request_id_of(self.headers)),
+            *HEADERS,
+            (b"cache-control", b"no-store"),
+            (b"content-security-policy", POLICY),
+        ]
+        lines = [_STATUS_LINES[response.status_code], *(name + b": " + value for name, value in headers), b""]
+        self.transport.write(b"\r\n".join([*lines, bytes(response.body)]))
 
 
 class _Gathering:

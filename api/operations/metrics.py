@@ -36,6 +36,10 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
+    def turned_away(self, method: str) -> None:
+        """Count a request that was answered 503 before it was one."""
+        self.requests.labels(method if method in METHODS else "other", UNKNOWN_ROUTE, "503").inc()
+
     def add(self, collector: Collector) -> None:
         """Have something else asked for its figures too."""
         self.registry.register(collector)
