@@ -13,7 +13,7 @@ SEED ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test lint format faults faults-long bench bench-full overload soak scale lock clean
+.PHONY: help up test lint format faults faults-long faults-mutants bench bench-full overload soak scale lock clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ faults: $(VENV)/.installed-dev ## Break everything while clients go on, and chec
 
 faults-long: $(VENV)/.installed-dev ## The same for longer: SEED=… MINUTES=…
 	$(BIN)/python -m tests.faults --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
+
+faults-mutants: $(VENV)/.installed-dev ## See that the harness catches what is broken on purpose (5 minutes)
+	$(BIN)/python -m tests.faults --mutants
 
 bench: $(VENV)/.installed-dev ## Compare bookings a second with hand-written services
 	$(BIN)/python -m loadtests.bench

@@ -19,11 +19,15 @@ import uvloop
 from cluster.settings import PREFIX
 from tests.faults.campaign import Campaign, Line, running_campaign
 from tests.faults.history import Outcome
+from tests.faults.mutants import MUTANTS
 from tests.faults.nemeses import NEMESES
 from tests.faults.servers import running_cluster
 
 COLUMNS = ("fault", "times", "first good answer", "all calendars", "target", "commands", "ok", "fail", "unknown")
 
+MUTANT_TIMES = 3
+MUTANT_PATIENCE_S = 10.0
+"""A mutant need not come back."""
 MIX_MIN_S = 30.0
 MIX_MAX_S = 120.0
 
@@ -46,6 +50,24 @@ async def run(seed: int, minutes: float, only: Sequence[str]) -> int:
         await campaign.finish()
         _report(campaign, time.monotonic() - began)
         return _verdict(campaign, seed)
+
+
+async def run_mutants(seed: int) -> int:
+    """Whether each mutant is caught, by a campaign of the faults under which it shows."""
+    survivors = []
+    for mutant in MUTANTS:
+        began = time.monotonic()
+        async with (
+            running_cluster(nodes=mutant.nodes, apis=1, mutant=mutant) as cluster,
+            running_campaign(cluster, seed, clients=16, doctors=4, patience_s=MUTANT_PATIENCE_S) as campaign,
+        ):
+            for nemesis in [each for each in NEMESES if each.name in mutant.faults] * MUTANT_TIMES:
+                await campaign.fault(nemesis)
+            await campaign.finish()
+            told = campaign.violations[0] if campaign.violations else "NOT CAUGHT"
+        survivors += [] if campaign.violations else [mutant.name]
+        _say(f"{time.monotonic() - began:4.0f} s  {mutant.name}: {len(campaign.violations)} violations. {told}")
+    return 1 if survivors else 0
 
 
 def _progress(began: float, line: Line) -> None:
@@ -97,10 +119,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--minutes", type=float, default=13.5)
     parser.add_argument("--only", action="append", default=[], help="faults whose name has this, and no mix")
+    parser.add_argument("--mutants", action="store_true", help="only see that each mutant is caught")
     given = parser.parse_args()
     for name in [name for name in os.environ if name.startswith((PREFIX, "RAY_"))]:
         del os.environ[name]  # The developer's settings are nowhere in the way.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if given.mutants:
+            return runner.run(run_mutants(given.seed))
         return runner.run(run(given.seed, given.minutes, given.only))
 
 

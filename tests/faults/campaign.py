@@ -64,6 +64,8 @@ class Campaign:
     history: History
     offer: Offer
     dice: random.Random
+    patience_s: float = RECOVERY_DEADLINE_S
+    """How long it waits until all calendars answer well again."""
     resting: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     lines: list[Line] = field(default_factory=list)
@@ -130,7 +132,7 @@ class Campaign:
         return recovery if struck else None
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        give_up_at = time.monotonic() + RECOVERY_DEADLINE_S
+        give_up_at = time.monotonic() + self.patience_s
         while not condition() and time.monotonic() < give_up_at:
             for client in self.clients:
                 if client.done():
@@ -169,12 +171,17 @@ def _first_s(recovery: Recovery, doctor_ids: Sequence[str], actors: int) -> floa
 
 @asynccontextmanager
 async def running_campaign(
-    cluster: Cluster, seed: int, *, clients: int = CLIENTS, doctors: int = DOCTORS
+    cluster: Cluster,
+    seed: int,
+    *,
+    clients: int = CLIENTS,
+    doctors: int = DOCTORS,
+    patience_s: float = RECOVERY_DEADLINE_S,
 ) -> AsyncIterator[Campaign]:
     """Clients at work for as long as the block lasts; every calendar has answered once."""
     people, offer = await _found(cluster, clients, doctors)
     dice = random.Random(seed)
-    campaign = Campaign(cluster, History(), offer, dice)
+    campaign = Campaign(cluster, History(), offer, dice, patience_s)
     ports = [api.port for api in cluster.apis]
     for person in people:
         client = Client(

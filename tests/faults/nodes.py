@@ -46,16 +46,28 @@ class StateValkey(EmbeddedValkey):
         return self.data.path / "state"
 
 
-class RayHead(EmbeddedRay):
+class OnlyNode(EmbeddedRay):
+    """A node that is all there is; its workers import from ``python_path`` first."""
+
+    def __init__(self, data: DataDirectory, python_path: str) -> None:
+        super().__init__(data)
+        self._python_path = python_path
+
+    @property
+    def node_environment(self) -> dict[str, str]:
+        return super().node_environment | {"PYTHONPATH": self._python_path}
+
+
+class RayHead(OnlyNode):
     """The head: the cluster's state and no room for calendars."""
 
-    def __init__(self, data: DataDirectory, state: StateValkey) -> None:
-        super().__init__(data)
+    def __init__(self, data: DataDirectory, state: StateValkey, python_path: str) -> None:
+        super().__init__(data, python_path)
         self._state = state
 
     @property
     def node_environment(self) -> dict[str, str]:
-        return super().node_environment | HEALTH | {"PYTHONPATH": str(REPOSITORY)}
+        return super().node_environment | HEALTH
 
     def _program(self) -> Program:
         program = super()._program()
@@ -133,12 +145,18 @@ class ApiProcess(Server):
     title = "The API"
 
     def __init__(
-        self, data: DataDirectory, name: str, port: int, environment: Mapping[str, str], node: RayNode | None
+        self,
+        data: DataDirectory,
+        name: str,
+        port: int,
+        environment: Mapping[str, str],
+        node: RayNode | None,
+        python_path: str,
     ) -> None:
         super().__init__(data)
         self.name = name
         self.port = port
-        self._environment = environment
+        self._environment = {**environment, "PYTHONPATH": python_path}
         self._node = node
 
     @property
@@ -153,7 +171,7 @@ class ApiProcess(Server):
             owner=self.data.path,
             directory=REPOSITORY,
             command=[sys.executable, "-P", "-m", "tests.faults.attached", attached, "api", "--port", str(self.port)],
-            environment={**self._environment, "PYTHONPATH": str(REPOSITORY)},
+            environment=self._environment,
             log=self.data.log(self.name),
         )
 

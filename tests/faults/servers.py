@@ -20,7 +20,17 @@ from cluster.processes import left_over
 from cluster.settings import Settings
 from persistence.database import migrate
 from tests.faults.disk import SmallDisk
-from tests.faults.nodes import ApiProcess, RayHead, RayNode, StateValkey, calendar_actors, keep_running
+from tests.faults.mutants import Mutant
+from tests.faults.nodes import (
+    REPOSITORY,
+    ApiProcess,
+    OnlyNode,
+    RayHead,
+    RayNode,
+    StateValkey,
+    calendar_actors,
+    keep_running,
+)
 from tests.faults.proxy import Proxy
 from tests.serving import environment_of
 
@@ -36,12 +46,19 @@ class Cluster:
     Settings name the proxies; ``direct_url`` goes past them, for whoever looks from outside.
     """
 
-    def __init__(self, data: DataDirectory, *, nodes: int, apis: int, calendar_actors: int) -> None:
+    def __init__(
+        self, data: DataDirectory, *, nodes: int, apis: int, calendar_actors: int, mutant: Mutant | None = None
+    ) -> None:
         self.data = data
+        self._mutant = mutant
+        python_path = str(REPOSITORY)
+        if mutant is not None:
+            python_path = f"{mutant.write(data.path / 'mutant')}:{python_path}"
+        self._python_path = python_path
         self.postgres = EmbeddedPostgres(data)
         self.valkey = EmbeddedValkey(data)
         self.state = StateValkey(data)
-        self.head: EmbeddedRay = RayHead(data, self.state) if nodes else EmbeddedRay(data)
+        self.head: EmbeddedRay = RayHead(data, self.state, python_path) if nodes else OnlyNode(data, python_path)
         self.nodes: list[RayNode] = []
         self.apis: list[ApiProcess] = []
         self.calendar_actors = calendar_actors
@@ -89,7 +106,7 @@ class Cluster:
         node = self._door
         environment = self.head.client_environment | environment_of(self.settings)
         for number in range(self._apis):
-            self.apis.append(ApiProcess(self.data, f"api{number}", free_port(), environment, node))
+            self.apis.append(ApiProcess(self.data, f"api{number}", free_port(), environment, node, self._python_path))
         await asyncio.gather(*(api.restart() for api in self.apis))
         for server in (*self.apis, *self.nodes, *((self.head, self._door) if self._door else ())):
             self.keep(server)
@@ -99,6 +116,8 @@ class Cluster:
             self.disk.mount()
         await asyncio.gather(self.postgres.start(), self.valkey.start())
         await migrate(self.direct_url)
+        if self._mutant is not None:
+            await self._mutant.change_function(self.direct_url)
         for proxy, server in ((self.postgres_proxy, self.postgres), (self.valkey_proxy, self.valkey)):
             proxy.upstream_port = server.port
             await proxy.start()
@@ -178,12 +197,14 @@ class Cluster:
 
 
 @asynccontextmanager
-async def running_cluster(*, nodes: int = NODES, apis: int = APIS, calendar_actors: int = 2) -> AsyncIterator[Cluster]:
+async def running_cluster(
+    *, nodes: int = NODES, apis: int = APIS, calendar_actors: int = 2, mutant: Mutant | None = None
+) -> AsyncIterator[Cluster]:
     """All of it for as long as the block lasts; nothing of it is left behind. Without nodes, the head does it all."""
     # Not below a directory that the unprivileged user of PostgreSQL may not enter.
     path = Path(tempfile.mkdtemp(prefix="zapis-faults-", dir="/tmp"))
     path.chmod(0o755)
-    cluster = Cluster(DataDirectory(path), nodes=nodes, apis=apis, calendar_actors=calendar_actors)
+    cluster = Cluster(DataDirectory(path), nodes=nodes, apis=apis, calendar_actors=calendar_actors, mutant=mutant)
     try:
         await cluster.start()
         yield cluster

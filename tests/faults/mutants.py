@@ -1,0 +1,106 @@
+"""What the harness would catch: zapis with one thing broken, as a tired person might break it.
+
+A mutant runs from copies of two packages, with some lines changed, which its processes import before the real ones;
+one of the transaction changes the function in the database.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+PACKAGES = ("actors", "persistence")
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """One change, and the faults under which it shows."""
+
+    name: str
+    faults: tuple[str, ...]
+    """Names of nemeses; without any, what clients do is enough."""
+    file: str = ""
+    written: str
+    instead: str
+    """In a file, or without one in ``journal_append``."""
+    nodes: int = 0
+    """Of the cluster that it takes, beside the head."""
+
+    def write(self, directory: Path) -> Path:
+        """Copies of the packages with the change in them; returns where."""
+        for package in PACKAGES:
+            shutil.copytree(REPOSITORY / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
+        if self.file:
+            path = directory / self.file
+            path.write_text(self._changed(path.read_text(encoding="utf-8")), encoding="utf-8")
+        return directory
+
+    async def change_function(self, url: str) -> None:
+        """Change the transaction, if that is what is changed."""
+        if self.file:
+            return
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            row = await (
+                await connection.execute("SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'journal_append'")
+            ).fetchone()
+            assert row is not None
+            await connection.execute(sql.SQL(self._changed(row[0])))
+
+    def _changed(self, text: str) -> str:
+        assert text.count(self.written) == 1, f"{self.name}: {text.count(self.written)} places look as it did"
+        return text.replace(self.written, self.instead)
+
+
+ACTOR = "actors/calendar_actor.py"
+MUTANTS = (
+    Mutant(
+        name="answers before it commits",
+        faults=("actor killed", "PostgreSQL stopped, started"),
+        file=ACTOR,
+        written="        self._waiting.append(entry)\n        self._idle.clear()\n",
+        instead="        self._waiting.append(entry)\n        entry.reply.set_result(entry.outcome)\n",
+    ),
+    Mutant(
+        name="no epoch in the fence",
+        faults=("node stopped, goes on",),
+        written="c.epoch = f.epoch AND c.sequence = f.expected",
+        instead="c.sequence = f.expected",
+        nodes=2,
+    ),
+    Mutant(
+        name="takes the unknown for a no",
+        faults=("replies to COMMIT swallowed",),
+        file=ACTOR,
+        written="                await self._recover(entries, claim=True)\n",
+        instead="                for entry in entries:\n"
+        '                    self._settle(entry, Rejected(code="slot_taken", detail="not so"))\n',
+    ),
+    Mutant(
+        name="takes a conflict for a success",
+        faults=("backends terminated mid-commit",),
+        file="persistence/journal.py",
+        written="            raise _definite(error) from error\n",
+        instead="            if not isinstance(_definite(error), Conflict):\n"
+        "                raise _definite(error) from error\n"
+        "            return {}\n",
+    ),
+    Mutant(
+        name="stores no answers",
+        faults=("replies to COMMIT swallowed",),
+        file="actors/entries.py",
+        written="        if entry.stores_answer:\n",
+        instead="        if False:\n",
+    ),
+    Mutant(
+        name="a move has no durable row",
+        faults=("API process killed", "actor killed"),
+        file="actors/entries.py",
+        written="            if move is not None:\n",
+        instead="            if False:\n",
+    ),
+)
