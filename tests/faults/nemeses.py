@@ -209,6 +209,20 @@ async def place_anew(scene: Scene) -> bool:
     return True
 
 
+async def step_clocks(scene: Scene) -> bool:
+    """The clocks of all calendar actors go an hour ahead, then an hour behind, then right again."""
+    clock = scene.cluster.clock
+    try:
+        for seconds_off in (3600, -3600, 0):
+            if clock.adjustable:
+                await asyncio.to_thread(clock.step_to, seconds_off)
+            scene.recovery.restart()
+            await asyncio.sleep(AWAY_S)
+    finally:
+        await asyncio.to_thread(clock.step_to, 0)
+    return clock.adjustable
+
+
 async def delay_postgres(scene: Scene) -> bool:
     """Every word to and from PostgreSQL takes longer."""
     return await _delayed(scene, "postgres_proxy")
@@ -279,6 +293,7 @@ NEMESES = (
     Nemesis(name="PostgreSQL cut off", strike=cut_postgres, postgres=True),
     Nemesis(name="PostgreSQL silent", strike=hold_postgres, postgres=True),
     Nemesis(name="calendars placed anew", strike=place_anew),
+    Nemesis(name="clocks of the actors step", strike=step_clocks, target_s=3.0),
 )
 SHORT = (ACTOR, TERMINATED, SWALLOWED, POSTGRES)
 

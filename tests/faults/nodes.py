@@ -23,6 +23,7 @@ import psutil
 from cluster.data_directory import LOOPBACK, DataDirectory
 from cluster.embedded import EmbeddedRay, EmbeddedValkey, Server
 from cluster.processes import Program, StartFailed, left_over
+from tests.faults.clock import ActorsClock
 
 REPOSITORY = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 80 << 20
@@ -47,22 +48,23 @@ class StateValkey(EmbeddedValkey):
 
 
 class OnlyNode(EmbeddedRay):
-    """A node that is all there is; its workers import from ``python_path`` first."""
+    """A node that is all there is; its workers import from ``python_path`` first, and go by a clock of their own."""
 
-    def __init__(self, data: DataDirectory, python_path: str) -> None:
+    def __init__(self, data: DataDirectory, python_path: str, clock: ActorsClock) -> None:
         super().__init__(data)
         self._python_path = python_path
+        self._clock = clock
 
     @property
     def node_environment(self) -> dict[str, str]:
-        return super().node_environment | {"PYTHONPATH": self._python_path}
+        return super().node_environment | {"PYTHONPATH": self._python_path} | self._clock.environment
 
 
 class RayHead(OnlyNode):
     """The head: the cluster's state and no room for calendars."""
 
-    def __init__(self, data: DataDirectory, state: StateValkey, python_path: str) -> None:
-        super().__init__(data, python_path)
+    def __init__(self, data: DataDirectory, state: StateValkey, python_path: str, clock: ActorsClock) -> None:
+        super().__init__(data, python_path, clock)
         self._state = state
 
     @property

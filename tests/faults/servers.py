@@ -19,6 +19,7 @@ from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedValkey, Serv
 from cluster.processes import left_over
 from cluster.settings import Settings
 from persistence.database import migrate
+from tests.faults.clock import ActorsClock
 from tests.faults.disk import SmallDisk
 from tests.faults.mutants import Mutant
 from tests.faults.nodes import (
@@ -50,6 +51,7 @@ class Cluster:
         self, data: DataDirectory, *, nodes: int, apis: int, calendar_actors: int, mutant: Mutant | None = None
     ) -> None:
         self.data = data
+        self.clock = ActorsClock(data.path)
         self._mutant = mutant
         python_path = str(REPOSITORY)
         if mutant is not None:
@@ -58,7 +60,9 @@ class Cluster:
         self.postgres = EmbeddedPostgres(data)
         self.valkey = EmbeddedValkey(data)
         self.state = StateValkey(data)
-        self.head: EmbeddedRay = RayHead(data, self.state, python_path) if nodes else OnlyNode(data, python_path)
+        self.head: EmbeddedRay = (
+            RayHead(data, self.state, python_path, self.clock) if nodes else OnlyNode(data, python_path, self.clock)
+        )
         self.nodes: list[RayNode] = []
         self.apis: list[ApiProcess] = []
         self.calendar_actors = calendar_actors
@@ -123,6 +127,7 @@ class Cluster:
             await proxy.start()
 
     async def _start_ray(self) -> None:
+        await asyncio.to_thread(self.clock.prepare)
         if self._nodes:
             await self.state.start()
         await self.head.start()
