@@ -1,7 +1,7 @@
 """How fast we book: `python -m loadtests.bench`, or `make bench`; the whole comparison is `make bench-full`.
 
-This server, with its calendars in shared and in dedicated actors, and two hand-written ones (``loadtests.peers``) take
-turns on one PostgreSQL, which the bench starts for itself, with Valkey and Ray. The ceiling is a FastAPI endpoint of
+This server and two hand-written ones (``loadtests.peers``) take turns on one PostgreSQL, which the bench starts for
+itself, with Valkey and Ray; then this server with an actor for each doctor, alone. The ceiling is a FastAPI endpoint of
 the same authentication and validation that books nothing. Every request has an Idempotency-Key of its own and the
 access token of one of many patients. The loads:
 
@@ -21,7 +21,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from math import ceil
 from pathlib import Path
 
@@ -29,7 +29,7 @@ import httpx
 import psycopg
 
 from cluster.settings import Settings
-from loadtests.bench_report import Cell, print_report, write_report
+from loadtests.bench_report import Cell, Key, print_report, write_report
 from loadtests.fixture import Account, add_accounts, add_clinic, booking_request, copy_slots, slot_starts
 from loadtests.generator import drive
 from loadtests.servers import CpuClock, Servers, WebServer, processes_of, run, running_servers
@@ -157,32 +157,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def bench(options: argparse.Namespace) -> int:
     """The whole measurement; returns the exit code."""
-    async with running_servers("bench") as servers, _running_contenders(servers, options) as contenders:
-        cells: dict[tuple[str, int, str], Cell] = {}
-        faults = []
-        for load, connections in ((load, each) for load in options.loads for each in options.connections):
-            for number in range(options.rounds):
-                for contender in contenders:
-                    cell = cells.setdefault((load, connections, contender.name), Cell())
-                    fault = await _round(servers, contender, LOADS[load], connections, options.seconds, cell)
-                    faults += [f"{load}, {connections} connections, round {number + 1}: {fault}"] if fault else []
-            print_report({key: cell for key, cell in cells.items() if key[:2] == (load, connections)}, FOR_UPDATE)
-        if options.report is not None:
-            write_report(options.report, cells, FOR_UPDATE, f"{options.rounds} rounds of {options.seconds} s")
-        for fault in faults:
-            print(fault)
-        return 1 if faults else 0
+    cells: dict[Key, Cell] = {}
+    faults: list[str] = []
+    # An actor for each doctor costs something even when nobody asks it: nobody else is measured beside that.
+    passes = ([name for name in options.servers if name != DEDICATED], [DEDICATED] * (DEDICATED in options.servers))
+    async with running_servers("bench") as servers:
+        for names in filter(None, passes):
+            async with _running_contenders(servers, options, names) as contenders:
+                for load, connections in product(options.loads, options.connections):
+                    print(f"{load}, {connections} connections: {', '.join(names)}", flush=True)
+                    for contender in contenders * options.rounds:
+                        cell = cells.setdefault((load, connections, contender.name), Cell())
+                        fault = await _round(servers, contender, LOADS[load], connections, options.seconds, cell)
+                        faults += [f"{load}, {connections} connections: {fault}"] if fault else []
+    cells = {key: cells[key] for key in product(options.loads, options.connections, options.servers)}
+    print_report(cells, FOR_UPDATE)
+    if options.report is not None:
+        write_report(options.report, cells, FOR_UPDATE, f"{options.rounds} rounds of {options.seconds} s")
+    for fault in faults:
+        print(fault)
+    return 1 if faults else 0
 
 
 @asynccontextmanager
-async def _running_contenders(servers: Servers, options: argparse.Namespace) -> AsyncIterator[list[Contender]]:
+async def _running_contenders(
+    servers: Servers, options: argparse.Namespace, names: Sequence[str]
+) -> AsyncIterator[list[Contender]]:
     """The servers, warm: every token has been verified once by each."""
     plan = [(WARM_UP, [WARM_UP_S])]
     plan += [(LOADS[load], [options.seconds] * (len(options.connections) * options.rounds)) for load in options.loads]
     contenders = []
     async with AsyncExitStack() as stack:
         stocks: dict[str, Stock] = {}
-        for name in options.servers:
+        for name in names:
             # The placement of calendars is one for all servers on a database.
             placement = "dedicated" if name == DEDICATED else "shared"
             if placement not in stocks:
