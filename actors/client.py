@@ -150,12 +150,12 @@ class CalendarClient:
             if not isinstance(reply, NotDecided):
                 return reply
             match reply.why:
-                case RefusedFor.OVERLOADED | RefusedFor.UNAVAILABLE | RefusedFor.EXPIRED:
+                case RefusedFor.OVERLOADED | RefusedFor.UNAVAILABLE:
                     return reply
                 case RefusedFor.MISPLACED:
                     self._placement = None
-                case RefusedFor.NOT_ACTIVE:
-                    pass
+                case RefusedFor.NOT_ACTIVE | RefusedFor.EXPIRED:
+                    pass  # What has expired by another clock has time left by this one.
             left_s = (command.deadline - self._clock()).total_seconds()
             if left_s <= delay_s:
                 return NotDecided(why=RefusedFor.UNAVAILABLE)

@@ -525,7 +525,7 @@ class RefusedFor(StrEnum):
     UNAVAILABLE = "unavailable"
     """The answer could not be checked or was not committed in time."""
     EXPIRED = "expired"
-    """The command came after its deadline."""
+    """The command came after its deadline, or in a call that was not to be obeyed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

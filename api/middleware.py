@@ -164,7 +164,10 @@ class Admit:
         async def receive_uncounted() -> Message:
             admission.under_way -= 1
             try:
-                return await receive()
+                message = await receive()
+                if message["type"] == "http.request" and admission.full:  # Its place has been taken meanwhile.
+                    raise UnreadableBody(admission.problem())
+                return message
             finally:
                 admission.under_way += 1
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 from typing import Any, Final, cast
+from urllib.parse import unquote
 
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,6 +33,18 @@ class HttpProtocol(HttpToolsProtocol):
         """Take the connection over."""
         super().connection_made(cast(asyncio.Transport, _Gathering(transport, self.loop)))
 
+    def data_received(self, data: bytes) -> None:
+        """Go on; a connection whose last request was turned away ends when nothing comes any more."""
+        super().data_received(data)
+        if (
+            cast(object, self.cycle) is _ANSWERED
+            and self.timeout_keep_alive_task is None
+            and not self.transport.is_closing()
+        ):
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
     def on_headers_complete(self) -> None:
         """Begin the request, unless it is turned away."""
         admission: Admission | None = self.app_state.get(ADMISSION)
@@ -40,7 +53,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         method = self.parser.get_method().decode("ascii")
         admission.turned_away(method)
-        path = self.url.partition(b"?")[0].decode("ascii", errors="replace")
+        path = unquote(self.url.partition(b"?")[0].decode("ascii", errors="replace"))
         self._write(admission.problem().response(path))
         self.cycle = _ANSWERED  # type: ignore[assignment]  # what uvicorn asks of one that is complete
         self.on_response_complete()
@@ -57,6 +70,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Whether it may be turned away here: alone on a connection that goes on, and of no browser's page."""
         return (
             getattr(self.cycle, "response_complete", True)
+            and not self.flow.write_paused  # Who does not read what is answered is not answered for ever.
+            and self.url.startswith(b"/")
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()
             and not self.parser.should_upgrade()

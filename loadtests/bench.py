@@ -170,7 +170,8 @@ async def bench(options: argparse.Namespace) -> int:
                         cell = cells.setdefault((load, connections, contender.name), Cell())
                         fault = await _round(servers, contender, LOADS[load], connections, options.seconds, cell)
                         faults += [f"{load}, {connections} connections: {fault}"] if fault else []
-    cells = {key: cells[key] for key in product(options.loads, options.connections, options.servers)}
+    order = product(options.loads, options.connections, options.servers)
+    cells = {key: cells[key] for key in order if cells[key].outcomes}
     print_report(cells, FOR_UPDATE)
     if options.report is not None:
         write_report(options.report, cells, FOR_UPDATE, f"{options.rounds} rounds of {options.seconds} s")
@@ -228,11 +229,16 @@ async def _round(
     before = await _booked(contender.settings)
     clock = CpuClock(processes_of(servers, contender.server))
     began = os.times()
-    outcome = await drive(contender.server.url, prepared, connections=connections, seconds=seconds)
+    try:
+        outcome = await drive(contender.server.url, prepared, connections=connections, seconds=seconds)
+    except RuntimeError as failure:
+        return f"{contender.name}: {failure}"
     used, ended = clock.used(), os.times()
     used["generator"] = ended.children_user + ended.children_system - began.children_user - began.children_system
     cell.add(outcome, used)
-    refused = outcome.refused if load.wanted_by == 1 else 0
+    # Of those who want a slot, all but one are refused; at the end some have not been answered.
+    refused = outcome.refused - (load.wanted_by - 1) * (outcome.created + connections)
+    refused = max(0, refused) if contender.name != CEILING else 0
     if (wrong := outcome.others + outcome.unavailable) or outcome.failed or refused:
         return f"{contender.name}: {wrong} wrong answers, {refused} refusals, {outcome.failed} had none"
     if contender.name != CEILING and (booked := await _booked(contender.settings) - before) < outcome.created:

@@ -45,7 +45,7 @@ class Connection:
                 reader, writer = self._streams
                 writer.write(head.encode() + body)
                 return await _answer(reader)
-        except (OSError, asyncio.IncompleteReadError, TimeoutError) as failure:
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, TimeoutError) as failure:
             self.close()
             raise NoAnswer from failure
         except asyncio.CancelledError:
@@ -63,5 +63,5 @@ class Connection:
 async def _answer(reader: asyncio.StreamReader) -> Answer:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     _, _, rest = head.partition(b"content-length: ")
-    length = int(rest.partition(b"\r\n")[0])
+    length = int(rest.partition(b"\r\n")[0] or 0)
     return int(head[9:12]), await reader.readexactly(length)

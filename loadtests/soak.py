@@ -62,17 +62,25 @@ class Watch:
     processes: dict[str, list[psutil.Process]]
     began: float = field(default_factory=time.monotonic)
     samples: list[Sample] = field(default_factory=list)
+    ended: bool = False
+    """Whether a process has ended, or another has taken its place."""
 
     async def run(self) -> None:
-        """Until it is cancelled."""
-        while True:
-            memory = {}
-            files = {}
-            for name in WATCHED:
-                memory[name] = sum(process.memory_full_info().uss for process in self.processes[name]) / 1e6
-                files[name] = sum(process.num_fds() for process in self.processes[name])
-            self.samples.append(Sample(time.monotonic() - self.began, memory, files))
+        """Until it is cancelled, or one of them ends."""
+        while not self.ended:
+            try:
+                self.samples.append(self._sample())
+            except psutil.NoSuchProcess:
+                self.ended = True
             await asyncio.sleep(SAMPLE_S)
+
+    def _sample(self) -> Sample:
+        memory = {}
+        files = {}
+        for name in WATCHED:
+            memory[name] = sum(process.memory_full_info().uss for process in self.processes[name]) / 1e6
+            files[name] = sum(process.num_fds() for process in self.processes[name])
+        return Sample(time.monotonic() - self.began, memory, files)
 
     def window(self, first_s: float, last_s: float) -> list[Sample]:
         """The samples from one moment to another."""
@@ -213,6 +221,9 @@ def _verdict(watch: Watch, clients: Clients, seconds: float) -> int:
     console = Console(width=100)
     console.print(table)
     console.print("answers: " + ", ".join(f"{number} × {name}" for name, number in sorted(clients.answers.items())))
+    if watch.ended:
+        console.print("a process ended: there is nothing to compare")
+        return 1
     settled, last = watch.window(SETTLING_S, SETTLING_S + WINDOW_S), watch.window(seconds - WINDOW_S, seconds)
     faults = [
         f"{group}: memory grew by {grown:.1%}"

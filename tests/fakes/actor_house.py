@@ -47,7 +47,7 @@ class House:
     actor_class: type[CalendarActor] = CalendarActor
     journal_class: type[MemoryJournal] = MemoryJournal
     bugs: int = 0
-    calls: int = 0
+    calls: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.journal = self.journal_class(self.database)
@@ -60,6 +60,11 @@ class House:
 
     async def once(self, *commands: Command, generation: int = 0) -> list[Reply]:
         """The replies to one batch."""
+        if not self.calls:
+            await self._call()  # Of who calls for the first time nothing is known yet, and nothing obeyed.
+        return await self._call(*commands, generation=generation)
+
+    async def _call(self, *commands: Command, generation: int = 0) -> list[Reply]:
         self.calls += 1
         return await self.actor.decide_batch(
             Batch(

@@ -34,9 +34,7 @@ MIX_MAX_S = 120.0
 
 async def run(seed: int, minutes: float, only: Sequence[str]) -> int:
     """A campaign of so many minutes; what every fault leaves of them is for the mix."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # Nothing of it is left behind.
+    _end_in_order()
     _say(f"seed {seed}, {minutes:g} minutes")
     began = time.monotonic()
     nemeses = [each for each in NEMESES if not only or any(word in each.name for word in only)]
@@ -54,11 +52,12 @@ async def run(seed: int, minutes: float, only: Sequence[str]) -> int:
 
 async def run_mutants(seed: int) -> int:
     """Whether each mutant is caught, by a campaign of the faults under which it shows."""
+    _end_in_order()
     survivors = []
     for mutant in MUTANTS:
         began = time.monotonic()
         async with (
-            running_cluster(nodes=mutant.nodes, apis=1, mutant=mutant) as cluster,
+            running_cluster(nodes=0, apis=1, mutant=mutant) as cluster,
             running_campaign(cluster, seed, clients=16, doctors=4, patience_s=MUTANT_PATIENCE_S) as campaign,
         ):
             for nemesis in [each for each in NEMESES if each.name in mutant.faults] * MUTANT_TIMES:
@@ -68,6 +67,13 @@ async def run_mutants(seed: int) -> int:
         survivors += [] if campaign.violations else [mutant.name]
         _say(f"{time.monotonic() - began:4.0f} s  {mutant.name}: {len(campaign.violations)} violations. {told}")
     return 1 if survivors else 0
+
+
+def _end_in_order() -> None:
+    """Have SIGTERM cancel this task: nothing of it is left behind."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def _progress(began: float, line: Line) -> None:

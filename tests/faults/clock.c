@@ -22,7 +22,8 @@ __attribute__((constructor)) static void begin(void)
     if (path == NULL || length < 0)
         return;
     program[length] = 0;
-    if (strstr(program, "python") == NULL)
+    const char *name = strrchr(program, '/');
+    if (name == NULL || strstr(name, "python") == NULL)
         return;
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0)

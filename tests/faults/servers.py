@@ -52,7 +52,6 @@ class Cluster:
     ) -> None:
         self.data = data
         self.clock = ActorsClock(data.path)
-        self._mutant = mutant
         python_path = str(REPOSITORY)
         if mutant is not None:
             python_path = f"{mutant.write(data.path / 'mutant')}:{python_path}"
@@ -120,8 +119,6 @@ class Cluster:
             self.disk.mount()
         await asyncio.gather(self.postgres.start(), self.valkey.start())
         await migrate(self.direct_url)
-        if self._mutant is not None:
-            await self._mutant.change_function(self.direct_url)
         for proxy, server in ((self.postgres_proxy, self.postgres), (self.valkey_proxy, self.valkey)):
             proxy.upstream_port = server.port
             await proxy.start()

@@ -208,5 +208,5 @@ class TellsWhatIsAhead(CalendarActor):
 
 
 def obeys_what_comes_late(_: object, batch: Batch, now: datetime) -> timedelta:
-    """In place of ``Senders.behind``: any call is as good as another."""
+    """In place of ``Senders.behind``: any call is as good as any other."""
     return now - batch.sent_at

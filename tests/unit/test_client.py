@@ -309,7 +309,6 @@ async def test_the_calls_of_a_client_are_numbered_whatever_lane_they_take() -> N
         Pending(command_id="c"),
         NotDecided(why=RefusedFor.OVERLOADED),
         NotDecided(why=RefusedFor.UNAVAILABLE),
-        NotDecided(why=RefusedFor.EXPIRED),
     ],
 )
 async def test_every_other_reply_is_the_reply(reply: Reply) -> None:
@@ -330,9 +329,10 @@ async def test_a_command_needs_a_deadline() -> None:
         await client_of(Actors()).send(ask(HoldSlot, hold_id="h", slot_id="s"))
 
 
-async def test_what_is_never_decided_ends_at_its_deadline() -> None:
+@pytest.mark.parametrize("why", [RefusedFor.NOT_ACTIVE, RefusedFor.EXPIRED])
+async def test_what_is_never_decided_ends_at_its_deadline(why: RefusedFor) -> None:
     async def never(_: int, commands: Sequence[Command]) -> Sequence[Reply]:
-        return [NotDecided(why=RefusedFor.NOT_ACTIVE) for _ in commands]
+        return [NotDecided(why=why) for _ in commands]
 
     client = client_of(Actors(**{"calendars:0": Actor(never)}))
 
