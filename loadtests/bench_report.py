@@ -120,6 +120,7 @@ def _draw(path: Path, cells: Mapping[Key, Cell]) -> None:
                     least, most = zip(*(cell.spread for _, cell in points), strict=True)
                     axes.fill_between([n for n, _ in points], least, most, color=line.get_color(), alpha=0.15)
             axes.set(xscale="log", xlabel="connections", ylabel=label, ylim=(0, None), title=load if row == 0 else "")
+            axes.minorticks_off()
             axes.set_xticks(sorted({n for _, n, _ in cells}), labels=map(str, sorted({n for _, n, _ in cells})))
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(servers))
     figure.savefig(path)

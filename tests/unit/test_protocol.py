@@ -1,0 +1,129 @@
+"""Who there is no room for is turned away by the protocol itself: what is answered, and what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from api.middleware import Admission
+from api.protocol import ADMISSION, HttpProtocol
+
+GET = b"GET /v1/a%20b?c=d HTTP/1.1\r\nHost: zapis\r\nX-Request-ID: my-own-request\r\n\r\n"
+POST = b"POST /v1/holds HTTP/1.1\r\nHost: zapis\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+
+
+class Transport:
+    """A connection whose other end is the test."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.reading = True
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def get_extra_info(self, _: str) -> None:
+        return None
+
+
+class Connection:
+    """A connection to a server that has no room at all."""
+
+    def __init__(self, *, keep_alive_s: int = 5) -> None:
+        self.asked: list[str] = []
+        self.turned_away: list[str] = []
+        config = uvicorn.Config(
+            self._app, http=HttpProtocol, timeout_keep_alive=keep_alive_s, log_config=None, interface="asgi3"
+        )
+        config.load()
+        state: dict[str, Any] = {ADMISSION: Admission(0, self.turned_away.append)}
+        self.protocol = HttpProtocol(config=config, server_state=ServerState(), app_state=state)
+        self.transport = Transport()
+        self.protocol.connection_made(self.transport)  # type: ignore[arg-type]  # all that it needs of one
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked.append(scope["path"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def sends(self, *parts: bytes) -> None:
+        """The client sends these, one after the other."""
+        for part in parts:
+            self.protocol.data_received(part)
+            await asyncio.sleep(0.01)
+
+
+async def test_the_refusal_is_a_problem_like_any_other() -> None:
+    connection = Connection()
+    await connection.sends(GET, POST + b"{}", GET)
+
+    head, _, rest = connection.transport.written.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    assert lines[0] == b"HTTP/1.1 503 Service Unavailable"
+    headers = dict(line.lower().split(b": ", 1) for line in lines[1:])
+    assert headers[b"x-request-id"] == b"my-own-request"
+    assert headers[b"retry-after"] == b"1"
+    problem = orjson.loads(rest[: int(headers[b"content-length"])])
+    assert (problem["code"], problem["status"], problem["instance"]) == ("unavailable", 503, "/v1/a%20b")
+    assert connection.transport.written.count(b"HTTP/1.1 503") == 3
+    assert connection.turned_away == ["GET", "POST", "GET"]
+    assert connection.asked == []
+    assert not connection.transport.closed
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: zapis\r\n\r\n",
+        b"GET /metrics?x HTTP/1.1\r\nHost: zapis\r\n\r\n",
+        b"GET http://zapis/v1/me HTTP/1.1\r\nHost: zapis\r\n\r\n",
+        b"HEAD /v1/me HTTP/1.1\r\nHost: zapis\r\n\r\n",
+        b"GET /v1/me HTTP/1.0\r\nHost: zapis\r\n\r\n",
+        b"GET /v1/me HTTP/1.1\r\nHost: zapis\r\nConnection: close\r\n\r\n",
+        b"GET /v1/me HTTP/1.1\r\nHost: zapis\r\nOrigin: https://clinic.example\r\n\r\n",
+    ],
+)
+async def test_what_is_not_plain_takes_the_longer_way(request_: bytes) -> None:
+    connection = Connection()
+    await connection.sends(request_)
+    assert len(connection.asked) == 1
+    assert connection.turned_away == []
+
+
+async def test_who_does_not_read_is_not_answered_for_ever() -> None:
+    connection = Connection()
+    connection.protocol.pause_writing()
+    await connection.sends(GET * 50)
+    assert connection.turned_away == []
+    assert connection.transport.written == b""
+    assert not connection.transport.reading
+
+
+async def test_a_connection_that_says_nothing_more_ends() -> None:
+    for parts in ((GET,), (POST, b"{}"), (POST,), (POST, b"{")):
+        connection = Connection(keep_alive_s=1)
+        await connection.sends(*parts)
+        assert connection.turned_away
+        assert not connection.transport.closed
+        async with asyncio.timeout(5):
+            while not connection.transport.closed:
+                await asyncio.sleep(0.05)
