@@ -117,6 +117,10 @@ async def test_who_does_not_read_is_not_answered_for_ever() -> None:
     assert connection.transport.written == b""
     assert not connection.transport.reading
 
+    connection.protocol.resume_writing()
+    await asyncio.sleep(0.01)
+    assert connection.asked, "and when it does read, it goes on"
+
 
 async def test_a_connection_that_says_nothing_more_ends() -> None:
     for parts in ((GET,), (POST, b"{}"), (POST,), (POST, b"{")):
