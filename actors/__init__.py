@@ -110,13 +110,18 @@ a queue is full                                  ``OVERLOADED`` at once: lanes, 
 the caller has gone (deadline passed)            Work not yet decided is not done (``EXPIRED``).
 the clock steps back                             A calendar's time stands still until the clock has caught up with its
                                                  last event.
+two clocks disagree                              Nothing goes by both: what is left until a deadline is counted by the
+                                                 sender's own clock.
+a call comes when it has been given up           It is known by its number and not obeyed: its sender may have been told
+                                                 no since.
 ===============================================  =====================================================================
 
 Where to look: ``calendar`` is the state and how events change it, of ``slots`` and packed ``appointments``;
 ``decisions`` decides, ``policy`` has the rules, ``availability`` makes slots of templates, ``messages`` names all that
 is said, ``errors`` the refusals. These eight are pure: standard library only, no clock, no randomness, no waiting.
-``calendar_actor`` is the shell, ``entries`` what it has decided and makes a transaction of, ``tally`` what it knows
-when it decides again, ``journal`` what it asks of the database, ``client`` the way in.
+``calendar_actor`` is the shell, ``senders`` what it knows of those who call, ``entries`` what it has decided and makes
+a transaction of, ``tally`` what it knows when it decides again, ``journal`` what it asks of the database, ``client``
+the way in.
 
 Decisions
 ---------
