@@ -98,7 +98,8 @@ class ForUpdate:
         row = await (await connection.execute(LOCK_SLOT, (order.slot_id,))).fetchone()
         if row is None:
             raise Problem("not_found", "There is no such slot.")
-        doctor_id, location_id, service_id, start, end, status, held_until = row
+        *slot, status, held_until = row
+        start = slot[3]
         now = datetime.now(UTC)
         self._policy.check_offer(start, now, override=False)
         if order.hold_id is not None:
@@ -112,22 +113,7 @@ class ForUpdate:
             raise Problem("slot_taken")
         elif status not in ("free", "held"):
             raise Problem("slot_unavailable")
-        return {
-            "id": order.appointment_id,
-            "doctor_id": doctor_id,
-            "patient_id": order.patient_id,
-            "booked_by": order.user_id,
-            "slot_id": order.slot_id,
-            "location_id": location_id,
-            "service_id": service_id,
-            "start": start,
-            "end": end,
-            "status": "booked",
-            "displaced": False,
-            "version": 1,
-            "created_at": now,
-            "updated_at": now,
-        }
+        return order.visit(slot, now)
 
     async def _write(self, connection: AsyncConnection[TupleRow], visit: dict[str, Any], order: Order) -> None:
         appointment_id, doctor_id, now = visit["id"], visit["doctor_id"], visit["created_at"]

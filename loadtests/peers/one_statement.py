@@ -54,7 +54,7 @@ WITH used AS (
 SELECT doctor_id::text, location_id::text, service_id::text, starts_at, ends_at FROM taken
 """
 FIND_ANSWER = "SELECT user_id::text, fingerprint, answer FROM command WHERE command_id = $1::uuid"
-FIND_SLOT = "SELECT status, starts_at FROM slot WHERE id = $1::uuid"
+FIND_SLOT = "SELECT status FROM slot WHERE id = $1::uuid"
 
 
 def create_app() -> FastAPI:
@@ -112,23 +112,7 @@ class OneStatement:
             return answered_before(await self._pool.fetchrow(FIND_ANSWER, order.command_id), order)
         if row is None:
             return await self._why_not(order)
-        doctor_id, location_id, service_id, start, end = row
-        return {
-            "id": order.appointment_id,
-            "doctor_id": doctor_id,
-            "patient_id": order.patient_id,
-            "booked_by": order.user_id,
-            "slot_id": order.slot_id,
-            "location_id": location_id,
-            "service_id": service_id,
-            "start": start,
-            "end": end,
-            "status": "booked",
-            "displaced": False,
-            "version": 1,
-            "created_at": now,
-            "updated_at": now,
-        }
+        return order.visit(row, now)
 
     async def _why_not(self, order: Order) -> dict[str, Any]:
         """The answer given before, if the slot was taken by this very command.

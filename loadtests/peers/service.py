@@ -12,7 +12,7 @@ elsewhere at that time they leave to the exclusion constraint.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -55,6 +55,26 @@ class Order:
     command_id: str
     mark: str
     """The fingerprint of the request."""
+
+    def visit(self, slot: Sequence[Any], now: datetime) -> dict[str, Any]:
+        """The visit there is by it, in a slot: its doctor, location and service, start and end."""
+        doctor_id, location_id, service_id, start, end = slot
+        return {
+            "id": self.appointment_id,
+            "doctor_id": doctor_id,
+            "patient_id": self.patient_id,
+            "booked_by": self.user_id,
+            "slot_id": self.slot_id,
+            "location_id": location_id,
+            "service_id": service_id,
+            "start": start,
+            "end": end,
+            "status": "booked",
+            "displaced": False,
+            "version": 1,
+            "created_at": now,
+            "updated_at": now,
+        }
 
 
 class Store(Protocol):
