@@ -20,7 +20,7 @@ from api.directory.location_directory import LocationDirectory
 from api.documentation import add_documentation
 from api.errors import add_handlers
 from api.gate import close_gate, open_gate
-from api.middleware import Admission, Admit, BodyLimit, ClientAddress, RateLimit, RequestContext
+from api.middleware import Admission, Admit, BodyLimit, ClientAddress, Proxies, RateLimit, RequestContext
 from api.openapi import describe
 from api.operations import router as operations
 from api.operations.metrics import CountRequests, Metrics
@@ -53,7 +53,8 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
         configure_logging(settings.log_level, settings.log_format)
 
     metrics = Metrics()
-    admission = Admission(settings.requests_max, metrics.turned_away)
+    proxies = Proxies(settings.trusted_proxies)
+    admission = Admission(settings.requests_max, metrics.turned_away, proxies)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
@@ -104,7 +105,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
             max_age=600,
         )
     if settings.trusted_proxies:
-        app.add_middleware(ClientAddress, trusted=settings.trusted_proxies)
+        app.add_middleware(ClientAddress, proxies=proxies)
     app.state.metrics = metrics
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(RequestContext)

@@ -29,6 +29,7 @@ URL_BYTES_MAX: Final = 8 * 1024
 HEADER_BYTES_MAX: Final = 32 * 1024
 FORWARDED_MAX: Final = 20
 CLOSE: Final = {"Connection": "close"}
+TURNED_AWAY_FOR_S: Final = 2
 UNLIMITED_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _BEARER: Final = b"bearer "
@@ -95,29 +96,38 @@ class RequestContext:
 class ClientAddress:
     """Believes ``X-Forwarded-For`` when the peer is a trusted proxy: the last address in it that is not one."""
 
-    def __init__(self, app: ASGIApp, *, trusted: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, *, proxies: Proxies) -> None:
         self._app = app
-        self._trusted: list[IPv4Network | IPv6Network] = [ip_network(network) for network in trusted]
+        self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = scope.get("client")
-        if client and self._trusts(client[0]):
+        if client and client[0] in self._proxies:
             forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
             for candidate in reversed(forwarded.decode("latin-1").split(",")[-FORWARDED_MAX:]):
                 address = _address(candidate)
                 if address is None:
                     break
                 scope["client"] = (address, 0)
-                if not self._trusts(address):
+                if address not in self._proxies:
                     break
         await self._app(scope, receive, send)
 
-    def _trusts(self, address: str) -> bool:
+
+class Proxies:
+    """The addresses that speak for others, as networks."""
+
+    def __init__(self, networks: Iterable[str] = ()) -> None:
+        self._networks: list[IPv4Network | IPv6Network] = [ip_network(network) for network in networks]
+
+    def __contains__(self, address: str) -> bool:
+        if not self._networks:
+            return False
         try:
             parsed = ip_address(address)
         except ValueError:
             return False
-        return any(parsed in network for network in self._trusted)
+        return any(parsed in network for network in self._networks)
 
 
 class Admission:
@@ -126,9 +136,10 @@ class Admission:
     Who sends or reads slowly is not under way meanwhile: nobody keeps others out by waiting.
     """
 
-    def __init__(self, requests_max: int, turned_away: Callable[[str], None]) -> None:
+    def __init__(self, requests_max: int, turned_away: Callable[[str], None], proxies: Proxies) -> None:
         """``turned_away`` is told the method of each request for which there was no room."""
         self.requests_max = requests_max
+        self.proxies = proxies
         self.under_way = 0
         self.turned_away = turned_away
 
@@ -139,7 +150,8 @@ class Admission:
 
     def problem(self) -> Problem:
         """What is told to whoever comes then."""
-        return Problem("unavailable", "Too much is asked for right now: try again in a moment.", retry_after_s=1)
+        detail = "Too much is asked for right now: try again in a moment."
+        return Problem("unavailable", detail, retry_after_s=TURNED_AWAY_FOR_S)
 
 
 class Admit:

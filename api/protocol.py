@@ -8,6 +8,7 @@ And what there is no room for is turned away before it becomes a request: when m
 from __future__ import annotations
 
 import asyncio
+from random import uniform
 from types import SimpleNamespace
 from typing import Any, Final, cast
 from urllib.parse import unquote
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.errors import Problem
-from api.middleware import HEADERS, POLICY, UNLIMITED_PATHS, Admission, request_id_of
+from api.middleware import HEADERS, POLICY, TURNED_AWAY_FOR_S, UNLIMITED_PATHS, Admission, request_id_of
 
 ADMISSION: Final = "zapis.admission"
 """Where the application's lifespan leaves its ``Admission``."""
@@ -28,6 +29,9 @@ _UNLIMITED: Final = frozenset(path.encode() for path in UNLIMITED_PATHS)
 
 class HttpProtocol(HttpToolsProtocol):
     """Answers in one piece; what is not HTTP is a problem, and the connection's end: where would a request begin?"""
+
+    _resting: asyncio.TimerHandle | None = None
+    """Until when nothing is read, because what came last was turned away."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Take the connection over."""
@@ -57,6 +61,19 @@ class HttpProtocol(HttpToolsProtocol):
         self._write(admission.problem().response(path))
         self.cycle = _ANSWERED  # type: ignore[assignment]  # what uvicorn asks of one that is complete
         self.on_response_complete()
+        # Told to come back in a moment, some come back at once, and being told again is all that the server would do.
+        # What a proxy sends next may be another's.
+        if self.client is not None and self.client[0] not in admission.proxies:
+            self.flow.pause_reading()
+            if self._resting is None:
+                # Not all at once: they came together, they should not come back together.
+                self._resting = self.loop.call_later(TURNED_AWAY_FOR_S * uniform(0.5, 1.0), self._read_on)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of it."""
+        if self._resting is not None:
+            self._resting.cancel()
+        super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         """The problem; ``msg`` is uvicorn's, and says no more than that."""
@@ -65,6 +82,11 @@ class HttpProtocol(HttpToolsProtocol):
         self.headers = []
         self._write(response)
         self.transport.close()
+
+    def _read_on(self) -> None:
+        self._resting = None
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _is_plain(self) -> bool:
         """Whether it may be turned away here: alone on a connection that goes on, and of no browser's page."""
@@ -81,7 +103,7 @@ class HttpProtocol(HttpToolsProtocol):
         )
 
     def _write(self, response: Response) -> None:
-        """A whole response, with the headers that every one has."""
+        """A whole response, with the headers that every one has, ahead of all that has been begun meanwhile."""
         headers = [
             *response.raw_headers,
             (b"x-request-id", request_id_of(self.headers)),
@@ -91,6 +113,7 @@ class HttpProtocol(HttpToolsProtocol):
         ]
         lines = [_STATUS_LINES[response.status_code], *(name + b": " + value for name, value in headers), b""]
         self.transport.write(b"\r\n".join([*lines, bytes(response.body)]))
+        cast(_Gathering, self.transport).send()
 
 
 class _Gathering:
@@ -105,14 +128,15 @@ class _Gathering:
 
     def write(self, data: bytes) -> None:
         if not self._written:
-            self._loop.call_soon(self._send)
+            self._loop.call_soon(self.send)
         self._written.append(data)
 
     def close(self) -> None:
-        self._send()
+        self.send()
         self._transport.close()
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Do not wait any longer."""
         if self._written:
             data = b"".join(self._written)
             self._written.clear()

@@ -113,7 +113,7 @@ async def test_what_is_too_much_at_once_is_turned_away_at_once(settings: Setting
                     problem = refused.json()
                     assert (problem["code"], problem["instance"]) == ("unavailable", refused.request.url.path)
                     assert refused.headers["content-type"] == "application/problem+json"
-                    assert refused.headers["retry-after"] == "1"
+                    assert refused.headers["retry-after"] == "2"
                     assert refused.headers["x-request-id"] == "my-own-request"
                     assert refused.headers["cache-control"] == "no-store"
                     assert refused.headers["x-frame-options"] == "DENY"

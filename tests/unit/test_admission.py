@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from api.errors import UnreadableBody
-from api.middleware import Admission, Admit
+from api.middleware import Admission, Admit, Proxies
 
 
 class Request:
@@ -40,7 +40,7 @@ async def app(scope: Scope, receive: Receive, _: Send) -> None:
 
 @pytest.fixture
 def admission() -> Admission:
-    return Admission(1, lambda _: None)
+    return Admission(1, lambda _: None, Proxies())
 
 
 async def test_who_waited_for_a_body_is_turned_away_when_the_place_has_been_taken(admission: Admission) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import orjson
@@ -11,11 +12,15 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from api.middleware import Admission
+from api.middleware import TURNED_AWAY_FOR_S, Admission, Proxies
 from api.protocol import ADMISSION, HttpProtocol
 
 GET = b"GET /v1/a%20b?c=d HTTP/1.1\r\nHost: zapis\r\nX-Request-ID: my-own-request\r\n\r\n"
 POST = b"POST /v1/holds HTTP/1.1\r\nHost: zapis\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+
+
+CLIENT = "192.0.2.7"
+NO_PROXIES = Proxies()
 
 
 class Transport:
@@ -41,21 +46,21 @@ class Transport:
     def resume_reading(self) -> None:
         self.reading = True
 
-    def get_extra_info(self, _: str) -> None:
-        return None
+    def get_extra_info(self, name: str) -> object:
+        return (CLIENT, 40_000) if name == "peername" else None
 
 
 class Connection:
     """A connection to a server that has no room at all."""
 
-    def __init__(self, *, keep_alive_s: int = 5) -> None:
+    def __init__(self, *, keep_alive_s: int = 5, proxies: Proxies = NO_PROXIES) -> None:
         self.asked: list[str] = []
         self.turned_away: list[str] = []
         config = uvicorn.Config(
             self._app, http=HttpProtocol, timeout_keep_alive=keep_alive_s, log_config=None, interface="asgi3"
         )
         config.load()
-        state: dict[str, Any] = {ADMISSION: Admission(0, self.turned_away.append)}
+        state: dict[str, Any] = {ADMISSION: Admission(0, self.turned_away.append, proxies)}
         self.protocol = HttpProtocol(config=config, server_state=ServerState(), app_state=state)
         self.transport = Transport()
         self.protocol.connection_made(self.transport)  # type: ignore[arg-type]  # all that it needs of one
@@ -81,7 +86,7 @@ async def test_the_refusal_is_a_problem_like_any_other() -> None:
     assert lines[0] == b"HTTP/1.1 503 Service Unavailable"
     headers = dict(line.lower().split(b": ", 1) for line in lines[1:])
     assert headers[b"x-request-id"] == b"my-own-request"
-    assert headers[b"retry-after"] == b"1"
+    assert headers[b"retry-after"] == b"2"
     problem = orjson.loads(rest[: int(headers[b"content-length"])])
     assert (problem["code"], problem["status"], problem["instance"]) == ("unavailable", 503, "/v1/a%20b")
     assert connection.transport.written.count(b"HTTP/1.1 503") == 3
@@ -120,6 +125,36 @@ async def test_who_does_not_read_is_not_answered_for_ever() -> None:
     connection.protocol.resume_writing()
     await asyncio.sleep(0.01)
     assert connection.asked, "and when it does read, it goes on"
+
+
+async def test_who_asks_again_at_once_is_heard_when_it_was_told_to() -> None:
+    connection = Connection()
+    began = time.monotonic()
+    await connection.sends(GET, GET)
+    assert not connection.transport.reading
+    async with asyncio.timeout(5):
+        while not connection.transport.reading:
+            await asyncio.sleep(0.01)
+    assert time.monotonic() - began >= 0.5 * TURNED_AWAY_FOR_S
+    await connection.sends(GET)
+    assert not connection.transport.reading, "and the next time too"
+    connection.protocol.connection_lost(None)
+
+
+async def test_a_proxy_is_heard_at_once_because_it_speaks_for_others_too() -> None:
+    connection = Connection(proxies=Proxies(["192.0.2.0/24"]))
+    await connection.sends(GET)
+    assert connection.turned_away
+    assert connection.transport.reading
+
+
+async def test_nothing_is_left_of_a_connection_that_ends_while_it_is_not_heard() -> None:
+    connection = Connection()
+    await connection.sends(GET)
+    connection.protocol.connection_lost(None)
+    connection.transport.reading = False
+    await asyncio.sleep(1.2 * TURNED_AWAY_FOR_S)
+    assert not connection.transport.reading, "it was touched after its end"
 
 
 async def test_a_connection_that_says_nothing_more_ends() -> None:

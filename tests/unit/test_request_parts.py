@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from api.dependencies import PageRequest, if_version, unchanged, version_tag, wants_async
 from api.errors import PROBLEMS, Problem, pointer_to, problem_of
 from api.fields import Email, Flag, Id, Instant, Login, Phone, Timezone, Whole, rfc3339
-from api.middleware import ClientAddress, client_address
+from api.middleware import ClientAddress, Proxies, client_address
 from api.routing import Json
 from persistence.sealed import Vault
 
@@ -66,7 +66,7 @@ async def test_whom_a_proxy_speaks_for(peer: str, forwarded: bytes, believed: st
     async def nothing(*_: object) -> Any:
         raise AssertionError
 
-    await ClientAddress(application, trusted=["10.0.0.0/8"])(
+    await ClientAddress(application, proxies=Proxies(["10.0.0.0/8"]))(
         scope(peer, (b"x-forwarded-for", forwarded)), nothing, nothing
     )
     assert seen == [believed]
