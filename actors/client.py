@@ -59,7 +59,7 @@ class ClientLimits:
 
     lane_depth_max: int = 2000
     """Commands waiting on one lane; past it they are refused at once."""
-    lane_batch_max: int = 256
+    lane_batch_max: int = 128
     """Commands in one call."""
     call_timeout_s: float = 4.0
     """A call that takes longer is given up and its commands are sent again."""

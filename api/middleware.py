@@ -141,12 +141,19 @@ class Admission:
         self.requests_max = requests_max
         self.proxies = proxies
         self.under_way = 0
+        self.begun = 0
+        """Those that have come, but whose turn on the event loop has not: thousands may come in one go."""
         self.turned_away = turned_away
 
     @property
     def full(self) -> bool:
         """Whether one more is too many."""
         return self.under_way >= self.requests_max
+
+    @property
+    def will_be_full(self) -> bool:
+        """Whether one more is too many when those that have been begun have had their turn."""
+        return self.under_way + self.begun >= self.requests_max
 
     def problem(self) -> Problem:
         """What is told to whoever comes then."""

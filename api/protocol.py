@@ -52,8 +52,11 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin the request, unless it is turned away."""
         admission: Admission | None = self.app_state.get(ADMISSION)
-        if admission is None or not admission.full or not self._is_plain():
+        if admission is None or not admission.will_be_full or not self._is_plain():
             super().on_headers_complete()
+            if admission is not None:
+                admission.begun += 1
+                self.loop.call_soon(_is_counted, admission)
             return
         method = self.parser.get_method().decode("ascii")
         admission.turned_away(method)
@@ -114,6 +117,11 @@ class HttpProtocol(HttpToolsProtocol):
         lines = [_STATUS_LINES[response.status_code], *(name + b": " + value for name, value in headers), b""]
         self.transport.write(b"\r\n".join([*lines, bytes(response.body)]))
         cast(_Gathering, self.transport).send()
+
+
+def _is_counted(admission: Admission) -> None:
+    """The request has had its turn after it was begun: from there on ``Admit`` counts it."""
+    admission.begun -= 1
 
 
 class _Gathering:

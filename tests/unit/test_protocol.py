@@ -53,14 +53,17 @@ class Transport:
 class Connection:
     """A connection to a server that has no room at all."""
 
-    def __init__(self, *, keep_alive_s: int = 5, proxies: Proxies = NO_PROXIES) -> None:
+    def __init__(
+        self, *, keep_alive_s: int = 5, proxies: Proxies = NO_PROXIES, admission: Admission | None = None
+    ) -> None:
         self.asked: list[str] = []
         self.turned_away: list[str] = []
         config = uvicorn.Config(
             self._app, http=HttpProtocol, timeout_keep_alive=keep_alive_s, log_config=None, interface="asgi3"
         )
         config.load()
-        state: dict[str, Any] = {ADMISSION: Admission(0, self.turned_away.append, proxies)}
+        self.admission = admission or Admission(0, self.turned_away.append, proxies)
+        state: dict[str, Any] = {ADMISSION: self.admission}
         self.protocol = HttpProtocol(config=config, server_state=ServerState(), app_state=state)
         self.transport = Transport()
         self.protocol.connection_made(self.transport)  # type: ignore[arg-type]  # all that it needs of one
@@ -112,6 +115,20 @@ async def test_what_is_not_plain_takes_the_longer_way(request_: bytes) -> None:
     await connection.sends(request_)
     assert len(connection.asked) == 1
     assert connection.turned_away == []
+
+
+async def test_of_those_who_come_in_one_go_no_more_are_begun_than_there_is_room_for() -> None:
+    refused: list[str] = []
+    admission = Admission(2, refused.append, NO_PROXIES)
+    crowd = [Connection(admission=admission) for _ in range(5)]
+    for connection in crowd:
+        connection.protocol.data_received(GET)
+    assert admission.begun == 2
+    assert len(refused) == 3
+
+    await asyncio.sleep(0.01)
+    assert [len(connection.asked) for connection in crowd] == [1, 1, 0, 0, 0]
+    assert admission.begun == 0
 
 
 async def test_who_does_not_read_is_not_answered_for_ever() -> None:
