@@ -30,6 +30,7 @@ HEADER_BYTES_MAX: Final = 32 * 1024
 FORWARDED_MAX: Final = 20
 CLOSE: Final = {"Connection": "close"}
 TURNED_AWAY_FOR_S: Final = 2
+"""What those for whom there is no room are told to wait; who comes sooner may have to wait so long for an answer."""
 UNLIMITED_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _BEARER: Final = b"bearer "
@@ -127,6 +128,8 @@ class Proxies:
             parsed = ip_address(address)
         except ValueError:
             return False
+        # On a socket of both families an IPv4 peer has a mapped address.
+        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
         return any(parsed in network for network in self._networks)
 
 
@@ -142,7 +145,7 @@ class Admission:
         self.proxies = proxies
         self.under_way = 0
         self.begun = 0
-        """Those that have come, but whose turn on the event loop has not: thousands may come in one go."""
+        """Those whose task has been made and has had no turn yet: thousands may come in one go."""
         self.turned_away = turned_away
 
     @property

@@ -1,8 +1,9 @@
-"""uvicorn's HTTP protocol, with three things changed.
+"""uvicorn's HTTP protocol, with some things changed.
 
 An answer leaves in one piece: uvicorn writes head and body apart, which is two system calls here and two wake-ups at
 the other end, and takes as long again as all else that it does for an answer. What is no HTTP is told so in our form.
-And what there is no room for is turned away before it becomes a request: when most are, that is most of the work.
+And what there is no room for is turned away before it becomes a request: when most are, that is most of the work. Who
+asks again on the same connection sooner than it was told to is not heard for a while.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Final, cast
 from urllib.parse import unquote
 
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.errors import Problem
 from api.middleware import HEADERS, POLICY, TURNED_AWAY_FOR_S, UNLIMITED_PATHS, Admission, request_id_of
@@ -31,7 +33,9 @@ class HttpProtocol(HttpToolsProtocol):
     """Answers in one piece; what is not HTTP is a problem, and the connection's end: where would a request begin?"""
 
     _resting: asyncio.TimerHandle | None = None
-    """Until when nothing is read, because what came last was turned away."""
+    """Ends the while in which nothing is heard, because something was turned away."""
+    _held = b""
+    """What came meanwhile: the first piece. It has to be read, or nobody would see that the client has gone."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Take the connection over."""
@@ -39,6 +43,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Go on; a connection whose last request was turned away ends when nothing comes any more."""
+        if self._resting is not None:
+            self._held += data
+            self.flow.pause_reading()
+            return
         super().data_received(data)
         if (
             cast(object, self.cycle) is _ANSWERED
@@ -53,10 +61,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Begin the request, unless it is turned away."""
         admission: Admission | None = self.app_state.get(ADMISSION)
         if admission is None or not admission.will_be_full or not self._is_plain():
+            self._unset_keepalive_if_required()  # One that was turned away in the same piece has begun it.
             super().on_headers_complete()
-            if admission is not None:
-                admission.begun += 1
-                self.loop.call_soon(_is_counted, admission)
             return
         method = self.parser.get_method().decode("ascii")
         admission.turned_away(method)
@@ -66,11 +72,15 @@ class HttpProtocol(HttpToolsProtocol):
         self.on_response_complete()
         # Told to come back in a moment, some come back at once, and being told again is all that the server would do.
         # What a proxy sends next may be another's.
-        if self.client is not None and self.client[0] not in admission.proxies:
-            self.flow.pause_reading()
-            if self._resting is None:
-                # Not all at once: they came together, they should not come back together.
-                self._resting = self.loop.call_later(TURNED_AWAY_FOR_S * uniform(0.5, 1.0), self._read_on)
+        if self._resting is None and self.client is not None and self.client[0] not in admission.proxies:
+            # Not all at once: they came together, they should not come back together.
+            self._resting = self.loop.call_later(TURNED_AWAY_FOR_S * uniform(0.5, 1.0), self._hear)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over, with nothing left of what was turned away on it."""
+        self._unset_keepalive_if_required()
+        self.cycle = None  # type: ignore[assignment]  # as it is at the beginning
+        super().handle_websocket_upgrade()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of it."""
@@ -86,13 +96,24 @@ class HttpProtocol(HttpToolsProtocol):
         self._write(response)
         self.transport.close()
 
-    def _read_on(self) -> None:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        super()._start_asgi_task(cycle, app)
+        admission: Admission | None = self.app_state.get(ADMISSION)
+        if admission is not None and cycle.scope["path"] not in UNLIMITED_PATHS:
+            admission.begun += 1
+            self.loop.call_soon(_is_counted, admission)
+
+    def _hear(self) -> None:
+        """What came meanwhile, and what comes."""
         self._resting = None
         if not self.transport.is_closing():
             self.flow.resume_reading()
+            held, self._held = self._held, b""
+            if held:
+                self.data_received(held)
 
     def _is_plain(self) -> bool:
-        """Whether it may be turned away here: alone on a connection that goes on, and of no browser's page."""
+        """Whether it may be turned away here: nothing is answered before it, and it is of no browser's page."""
         return (
             getattr(self.cycle, "response_complete", True)
             and not self.flow.write_paused  # Who does not read what is answered is not answered for ever.
@@ -106,7 +127,10 @@ class HttpProtocol(HttpToolsProtocol):
         )
 
     def _write(self, response: Response) -> None:
-        """A whole response, with the headers that every one has, ahead of all that has been begun meanwhile."""
+        """A whole response, with the headers that every one has, ahead of all that has been begun meanwhile.
+
+        Those of one piece leave together: each would be a system call.
+        """
         headers = [
             *response.raw_headers,
             (b"x-request-id", request_id_of(self.headers)),
@@ -116,11 +140,12 @@ class HttpProtocol(HttpToolsProtocol):
         ]
         lines = [_STATUS_LINES[response.status_code], *(name + b": " + value for name, value in headers), b""]
         self.transport.write(b"\r\n".join([*lines, bytes(response.body)]))
-        cast(_Gathering, self.transport).send()
+        if self._resting is None:
+            cast(_Gathering, self.transport).send()
 
 
 def _is_counted(admission: Admission) -> None:
-    """The request has had its turn after it was begun: from there on ``Admit`` counts it."""
+    """The request has had its first turn: ``Admit`` counts it from there on."""
     admission.begun -= 1
 
 
@@ -145,9 +170,9 @@ class _Gathering:
 
     def send(self) -> None:
         """Do not wait any longer."""
-        if self._written:
-            data = b"".join(self._written)
-            self._written.clear()
+        data = b"".join(self._written)
+        self._written.clear()
+        if data and not self._transport.is_closing():
             self._transport.write(data)
 
     def __getattr__(self, name: str) -> Any:

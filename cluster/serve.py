@@ -11,6 +11,8 @@ APPLICATION = "api.app:create_app"
 PROTOCOL = "api.protocol:HttpProtocol"
 """Names, not imports: ``api`` is built on this package."""
 BACKLOG = 2048
+KEEP_ALIVE_S = 5
+"""More than what those who are turned away wait for the next answer (``api.middleware.TURNED_AWAY_FOR_S``)."""
 STARTUP_FAILURE = 3
 
 
@@ -63,6 +65,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         access_log=False,
         log_config=None,
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.drain_timeout_s,
     )
     server = uvicorn.Server(config)

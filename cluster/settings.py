@@ -114,7 +114,9 @@ class Settings(BaseSettings):
 
     # The edge.
     trusted_proxies: CommaSeparated = Field(
-        (), description="addresses or networks whose X-Forwarded-For is believed, by commas"
+        (),
+        description="addresses or networks whose X-Forwarded-For is believed, and who are heard at once after a 503,"
+        " by commas",
     )
     cors_origins: CommaSeparated = Field((), description="origins of web pages that may call the API, by commas")
     rate_limit: int = Field(1200, ge=0, description="requests a minute for one user or address; logins get a tenth")

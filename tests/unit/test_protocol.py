@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -12,14 +13,19 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+import api.protocol
+from api.errors import Problem
 from api.middleware import TURNED_AWAY_FOR_S, Admission, Proxies
 from api.protocol import ADMISSION, HttpProtocol
+from cluster.serve import KEEP_ALIVE_S
 
 GET = b"GET /v1/a%20b?c=d HTTP/1.1\r\nHost: zapis\r\nX-Request-ID: my-own-request\r\n\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: zapis\r\n\r\n"
 POST = b"POST /v1/holds HTTP/1.1\r\nHost: zapis\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
 
 
 CLIENT = "192.0.2.7"
+REST_S = 0.1
 NO_PROXIES = Proxies()
 
 
@@ -27,6 +33,7 @@ class Transport:
     """A connection whose other end is the test."""
 
     def __init__(self) -> None:
+        self.client: str | None = CLIENT
         self.written = b""
         self.reading = True
         self.closed = False
@@ -47,15 +54,22 @@ class Transport:
         self.reading = True
 
     def get_extra_info(self, name: str) -> object:
-        return (CLIENT, 40_000) if name == "peername" else None
+        return (self.client, 40_000) if name == "peername" and self.client is not None else None
 
 
 class Connection:
     """A connection to a server that has no room at all."""
 
     def __init__(
-        self, *, keep_alive_s: int = 5, proxies: Proxies = NO_PROXIES, admission: Admission | None = None
+        self,
+        *,
+        keep_alive_s: int = 5,
+        proxies: Proxies = NO_PROXIES,
+        admission: Admission | None = None,
+        client: str | None = CLIENT,
     ) -> None:
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
         self.asked: list[str] = []
         self.turned_away: list[str] = []
         config = uvicorn.Config(
@@ -66,10 +80,12 @@ class Connection:
         state: dict[str, Any] = {ADMISSION: self.admission}
         self.protocol = HttpProtocol(config=config, server_state=ServerState(), app_state=state)
         self.transport = Transport()
+        self.transport.client = client
         self.protocol.connection_made(self.transport)  # type: ignore[arg-type]  # all that it needs of one
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked.append(scope["path"])
+        await self.may_answer.wait()
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
@@ -80,9 +96,17 @@ class Connection:
             await asyncio.sleep(0.01)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what must become true."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
 async def test_the_refusal_is_a_problem_like_any_other() -> None:
     connection = Connection()
-    await connection.sends(GET, POST + b"{}", GET)
+    connection.protocol.data_received(GET + POST + b"{}" + GET)
+    await asyncio.sleep(0.01)
 
     head, _, rest = connection.transport.written.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
@@ -144,34 +168,88 @@ async def test_who_does_not_read_is_not_answered_for_ever() -> None:
     assert connection.asked, "and when it does read, it goes on"
 
 
-async def test_who_asks_again_at_once_is_heard_when_it_was_told_to() -> None:
+async def test_who_asks_again_at_once_is_heard_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.protocol, "TURNED_AWAY_FOR_S", REST_S)
     connection = Connection()
-    began = time.monotonic()
+    refused = connection.turned_away
+    connection.protocol.data_received(GET)
+    assert connection.transport.written.count(b"HTTP/1.1 503") == 1, "written at once"
+    assert connection.transport.reading, "or nobody would see that the client has gone"
+    for number in range(2, 5):
+        began = time.monotonic()
+        connection.protocol.data_received(GET)
+        assert len(refused) == number - 1
+        assert not connection.transport.reading, "one piece is all that is kept"
+        await until(lambda number=number: len(refused) == number)
+        assert time.monotonic() - began > 0.4 * REST_S
+        assert connection.transport.reading
+    connection.protocol.connection_lost(None)
+
+
+def test_how_long_that_is() -> None:
+    told = int(Problem("unavailable", retry_after_s=TURNED_AWAY_FOR_S).response().headers["retry-after"])
+    assert told == TURNED_AWAY_FOR_S < KEEP_ALIVE_S
+
+
+@pytest.mark.parametrize("error", [None, ConnectionResetError()])
+async def test_nothing_is_left_of_a_connection_that_ends_meanwhile(error: Exception | None) -> None:
+    connection = Connection()
+    connection.protocol.data_received(GET)
+    resting = connection.protocol._resting
+    assert resting is not None
+    connection.protocol.connection_lost(error)
+    assert resting.cancelled()
+
+
+async def test_what_a_closed_connection_held_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.protocol, "TURNED_AWAY_FOR_S", REST_S)
+    connection = Connection()
+    connection.protocol.data_received(GET)
+    connection.protocol.data_received(GET)
+    connection.transport.closed = True
+    await until(lambda: connection.protocol._resting is None)
+    assert connection.turned_away == ["GET"]
+
+
+@pytest.mark.parametrize("proxies", [["192.0.2.0/24"], ["2001:db8::/32", "192.0.2.7"]])
+@pytest.mark.parametrize("client", ["192.0.2.7", "::ffff:192.0.2.7"])
+async def test_a_proxy_is_heard_at_once_because_it_speaks_for_others_too(proxies: list[str], client: str) -> None:
+    connection = Connection(proxies=Proxies(proxies), client=client)
     await connection.sends(GET, GET)
-    assert not connection.transport.reading
-    async with asyncio.timeout(5):
-        while not connection.transport.reading:
-            await asyncio.sleep(0.01)
-    assert time.monotonic() - began >= 0.5 * TURNED_AWAY_FOR_S
-    await connection.sends(GET)
-    assert not connection.transport.reading, "and the next time too"
-    connection.protocol.connection_lost(None)
+    assert connection.turned_away == ["GET", "GET"]
 
 
-async def test_a_proxy_is_heard_at_once_because_it_speaks_for_others_too() -> None:
-    connection = Connection(proxies=Proxies(["192.0.2.0/24"]))
-    await connection.sends(GET)
-    assert connection.turned_away
-    assert connection.transport.reading
+async def test_who_comes_by_no_address_is_heard_at_once() -> None:
+    connection = Connection(client=None)
+    await connection.sends(GET, GET)
+    assert connection.turned_away == ["GET", "GET"]
 
 
-async def test_nothing_is_left_of_a_connection_that_ends_while_it_is_not_heard() -> None:
-    connection = Connection()
-    await connection.sends(GET)
-    connection.protocol.connection_lost(None)
-    connection.transport.reading = False
-    await asyncio.sleep(1.2 * TURNED_AWAY_FOR_S)
-    assert not connection.transport.reading, "it was touched after its end"
+async def test_only_what_is_begun_counts() -> None:
+    refused: list[str] = []
+    admission = Admission(1, refused.append, NO_PROXIES)
+    asking = Connection(admission=admission)
+    asking.protocol.data_received(HEALTH * 20)
+    assert admission.begun == 0, "health is asked without a limit"
+    odd = Connection(admission=admission)
+    odd.protocol.data_received(b"GET http://[ HTTP/1.1\r\n\r\n")
+    assert admission.begun == 0, "what cannot be begun is not"
+    pipelining = Connection(admission=admission)
+    pipelining.protocol.data_received(GET)
+    assert admission.begun == 1
+    await asyncio.sleep(0.01)
+    assert admission.begun == 0
+    assert refused == []
+
+
+async def test_what_is_begun_behind_a_refusal_is_not_cut_off() -> None:
+    connection = Connection(keep_alive_s=1)
+    connection.may_answer.clear()
+    connection.protocol.data_received(GET + HEALTH)
+    await asyncio.sleep(1.3)
+    assert not connection.transport.closed, "an answer is on its way"
+    connection.may_answer.set()
+    await until(lambda: b"204" in connection.transport.written)
 
 
 async def test_a_connection_that_says_nothing_more_ends() -> None:
