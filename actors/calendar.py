@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any, assert_never
 
 from actors.appointments import Appointments
+from actors.changes import AppointmentChange, Effect, SlotChange
 from actors.messages import (
     AppointmentBooked,
     AppointmentCancelled,
@@ -63,7 +64,16 @@ class Reservation:
 class Changes:
     """Ids of what events touched since they were last collected: what the journal has to write, once for each."""
 
-    __slots__ = ("appointments", "closures", "holds", "moved_out", "slots", "slots_published")
+    __slots__ = (
+        "appointments",
+        "closures",
+        "holds",
+        "latest_appointments",
+        "latest_slots",
+        "moved_out",
+        "slots",
+        "slots_published",
+    )
 
     def __init__(self) -> None:
         self.slots: set[str] = set()
@@ -72,6 +82,19 @@ class Changes:
         self.appointments: set[str] = set()
         self.closures: set[str] = set()
         self.moved_out: dict[str, AppointmentMovedOut] = {}
+        self.latest_slots: set[str] = set()
+        """Those that the last event touched."""
+        self.latest_appointments: set[str] = set()
+
+    def touch_slot(self, slot_id: str) -> None:
+        """The slot may read differently now."""
+        self.slots.add(slot_id)
+        self.latest_slots.add(slot_id)
+
+    def touch_appointment(self, appointment_id: str) -> None:
+        """The appointment has a new version."""
+        self.appointments.add(appointment_id)
+        self.latest_appointments.add(appointment_id)
 
 
 class Calendar:
@@ -143,9 +166,10 @@ class Calendar:
     def put_appointment(self, appointment: AppointmentState) -> None:
         """Add an appointment, or replace it by its next version."""
         previous = self.appointments.get(appointment.id)
-        if previous is not None:
+        if previous is not None and not _stays(previous, appointment):
             self._leave_slot(previous)
         self.appointments[appointment.id] = appointment
+        self.displaced.discard(appointment.id)
         if not appointment.status.live:
             return
         slot = self.slots.get(appointment.slot_id)
@@ -197,7 +221,7 @@ class Calendar:
         slot = self.slots.get(appointment.slot_id)
         if slot is not None and slot.appointment_id == appointment.id:
             slot.appointment_id = None
-            self.changes.slots.add(slot.id)
+            self.changes.touch_slot(slot.id)
 
     def _remove_appointment(self, appointment_id: str) -> None:
         self._leave_slot(self.appointments.pop(appointment_id))
@@ -206,15 +230,17 @@ class Calendar:
         if slot.hold is not None:
             del self.holds[slot.hold.id]
             self.changes.holds.add(slot.hold.id)
-            self.changes.slots.add(slot.id)
+            self.changes.touch_slot(slot.id)
             slot.hold = None
 
 
-def evolve(calendar: Calendar, event: Event, at: datetime) -> None:
-    """Apply one event, the calendar's next: one number, and its effect on the state."""
+def evolve(calendar: Calendar, event: Event, at: datetime) -> Effect:
+    """Apply one event, the calendar's next: one number, and its effect on the state, which is returned."""
     calendar.sequence += 1
     calendar.last_event_at = at
     changes = calendar.changes
+    changes.latest_slots.clear()
+    changes.latest_appointments.clear()
     match event:
         case SlotsPublished():
             for new in event.slots:
@@ -228,12 +254,13 @@ def evolve(calendar: Calendar, event: Event, at: datetime) -> None:
                     )
                 )
                 changes.slots_published.add(new.id)
+                changes.latest_slots.add(new.id)
         case SlotHeld():
             calendar.put_hold(
                 Hold(id=event.hold_id, slot_id=event.slot_id, user_id=event.user_id, expires_at=event.expires_at)
             )
             changes.holds.add(event.hold_id)
-            changes.slots.add(event.slot_id)
+            changes.touch_slot(event.slot_id)
         case HoldReleased() | HoldExpired():
             calendar._drop_hold(calendar.slots[event.slot_id])
         case AppointmentBooked():
@@ -268,7 +295,7 @@ def evolve(calendar: Calendar, event: Event, at: datetime) -> None:
             for slot in calendar.slots_in(windows):
                 if slot.end > at:
                     slot.closures -= 1
-                    changes.slots.add(slot.id)
+                    changes.touch_slot(slot.id)
             _touch(calendar, event.restored, at)
         case SlotBlocked():
             slot = calendar.slots[event.slot_id]
@@ -277,7 +304,7 @@ def evolve(calendar: Calendar, event: Event, at: datetime) -> None:
             _touch(calendar, event.displaced, at)
         case SlotUnblocked():
             calendar.slots[event.slot_id].blocked = False
-            changes.slots.add(event.slot_id)
+            changes.touch_slot(event.slot_id)
             _touch(calendar, event.restored, at)
         case SlotCancelled():
             slot = calendar.slots[event.slot_id]
@@ -291,7 +318,7 @@ def evolve(calendar: Calendar, event: Event, at: datetime) -> None:
             calendar.put_reservation(
                 Reservation(move_id=event.move_id, slot_id=event.slot_id, appointment_id=event.appointment_id)
             )
-            changes.slots.add(event.slot_id)
+            changes.touch_slot(event.slot_id)
         case AppointmentMovedOut():
             calendar._remove_appointment(event.appointment.id)
             changes.appointments.discard(event.appointment.id)
@@ -306,6 +333,7 @@ def evolve(calendar: Calendar, event: Event, at: datetime) -> None:
             _end_reservation(calendar, event.move_id)
         case _:
             assert_never(event)
+    return _effect(calendar, event)
 
 
 def appointment_plain(appointment: AppointmentState, *, doctor_id: str, displaced: bool) -> dict[str, Any]:
@@ -332,11 +360,44 @@ def appointment_plain(appointment: AppointmentState, *, doctor_id: str, displace
 # Evolving
 
 
+def _effect(calendar: Calendar, event: Event) -> Effect:
+    slots = [calendar.slots[slot_id] for slot_id in calendar.changes.latest_slots]
+    if len(slots) > 1:
+        slots.sort(key=start_of)
+    appointments = [calendar.appointments[each] for each in calendar.changes.latest_appointments]
+    if isinstance(event, AppointmentMovedOut):
+        appointments = [event.appointment]
+    return Effect(
+        slots=tuple(
+            SlotChange(
+                id=slot.id,
+                start=slot.start,
+                end=slot.end,
+                location_id=slot.location_id,
+                service_id=slot.service_id,
+                status=slot.status,
+            )
+            for slot in slots
+        ),
+        appointments=tuple(
+            AppointmentChange(id=each.id, patient_id=each.patient_id, version=each.version) for each in appointments
+        ),
+    )
+
+
+def _stays(appointment: AppointmentState, then: AppointmentState) -> bool:
+    """Whether it has its slot before and after: to others the slot reads as it did."""
+    return appointment.status.live and then.status.live and appointment.slot_id == then.slot_id
+
+
 def _put(calendar: Calendar, appointment: AppointmentState) -> None:
+    previous = calendar.appointments.get(appointment.id)
     calendar.put_appointment(appointment)
-    calendar.changes.appointments.add(appointment.id)
+    calendar.changes.touch_appointment(appointment.id)
+    if previous is not None and _stays(previous, appointment):
+        return
     if appointment.slot_id in calendar.slots:
-        calendar.changes.slots.add(appointment.slot_id)
+        calendar.changes.touch_slot(appointment.slot_id)
 
 
 def _booked(event: AppointmentBooked, slot: Slot, at: datetime) -> AppointmentState:
@@ -380,7 +441,7 @@ def _set_status(calendar: Calendar, appointment_id: str, status: AppointmentStat
 
 def _slot_closed(calendar: Calendar, slot: Slot) -> None:
     calendar._drop_hold(slot)
-    calendar.changes.slots.add(slot.id)
+    calendar.changes.touch_slot(slot.id)
 
 
 def _touch(calendar: Calendar, touched: Iterable[Touched], at: datetime) -> None:
@@ -394,4 +455,4 @@ def _end_reservation(calendar: Calendar, move_id: str) -> None:
     reservation = calendar.reservations.pop(move_id)
     slot = calendar.slots[reservation.slot_id]
     slot.move_id = None
-    calendar.changes.slots.add(slot.id)
+    calendar.changes.touch_slot(slot.id)

@@ -24,6 +24,7 @@ from actors.decisions import Decision, Facts, answer, decide
 from actors.entries import Activation, Entry, append_of, stored_reply
 from actors.errors import NotFound, Rejection
 from actors.journal import (
+    Announcer,
     Conflict,
     Journal,
     JournalUnavailable,
@@ -89,10 +90,12 @@ class CalendarActor:
         policy: Policy,
         limits: ActorLimits,
         clock: Callable[[], datetime],
+        announcer: Announcer,
         on_bug: Callable[[], None] = lambda: None,
     ) -> None:
         """``on_bug`` is called when the flush loop has died: nothing can be committed any more."""
         self._journal = journal
+        self._announcer = announcer
         self._on_bug = on_bug
         self._policy = policy
         self._limits = limits
@@ -172,6 +175,7 @@ class CalendarActor:
             if task is not None:
                 task.cancel()
         await self._journal.close()
+        await self._announcer.close()
         return not self._by_command
 
     # Taking in: decide, or say why not. Nothing here waits.
@@ -212,10 +216,12 @@ class CalendarActor:
         except Rejection as rejection:
             decision = Decision(rejection=rejection)
         numbered = []
+        effects = []
         for event in decision.events:
-            evolve(calendar, event, now)
+            effects.append(evolve(calendar, event, now))
             numbered.append((calendar.sequence, event))
         entry.events = tuple(numbered)
+        entry.effects = tuple(effects)
         if decision.rejection is not None:
             entry.outcome = Rejected(**decision.rejection.as_plain())
         else:
@@ -405,6 +411,8 @@ class CalendarActor:
         self._stalled = False
         self._commits += 1
         self._committed_entries += len(entries)
+        if append.events:
+            self._announcer.announce(append.events)
         for row in append.calendars:
             self._active[row.doctor_id].committed = row.reached
         for entry in entries:

@@ -26,7 +26,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.calendar_actor import ActorLimits, CalendarActor
-from actors.journal import Journal
+from actors.journal import Announcer, Journal
 from actors.messages import WIRE_VERSION, Batch, Command, NotDecided, Pending, RefusedFor, Reply, from_wire, wire_name
 from actors.policy import Policy
 
@@ -383,6 +383,7 @@ def decode_replies(replies: bytes) -> list[Reply]:
 # Ray
 
 JournalFactory = Callable[[], Journal]
+AnnouncerFactory = Callable[[], Announcer]
 DRAIN_GRACE_S = 2.0
 EXIT_AFTER_BUG = 70
 """Exit code of an actor process that cannot commit any more (sysexits.h, EX_SOFTWARE): Ray starts it again."""
@@ -391,9 +392,12 @@ EXIT_AFTER_BUG = 70
 class RayCalendarActor:
     """``CalendarActor`` behind Ray's door: bytes in, bytes out. Cheap to construct; connects when first used."""
 
-    def __init__(self, make_journal: JournalFactory, policy: Policy, limits: ActorLimits) -> None:
+    def __init__(
+        self, make_journal: JournalFactory, make_announcer: AnnouncerFactory, policy: Policy, limits: ActorLimits
+    ) -> None:
         self._actor = CalendarActor(
             journal=make_journal(),
+            announcer=make_announcer(),
             policy=policy,
             limits=limits,
             clock=lambda: datetime.now(UTC),
@@ -429,12 +433,13 @@ class RayCalendarActors:
         *,
         namespace: str,
         make_journal: JournalFactory,
+        make_announcer: AnnouncerFactory,
         policy: Policy,
         limits: ActorLimits,
         cpus: float = 0.05,
     ) -> None:
         self._namespace = namespace
-        self._arguments = (make_journal, policy, limits)
+        self._arguments = (make_journal, make_announcer, policy, limits)
         self._cpus = cpus
         self._refs: dict[str, _RayRef] = {}
 

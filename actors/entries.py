@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from actors.calendar import Calendar
+from actors.changes import Effect
 from actors.errors import IdempotencyKeyReused
 from actors.journal import Append, AuditRow, CalendarRow, CommandRow, EventRow, StoredAnswer, collect_changes, move_row
 from actors.messages import (
@@ -59,6 +60,8 @@ class Entry:
     at: datetime = field(init=False)
     events: tuple[tuple[int, Event], ...] = ()
     """With their sequence numbers."""
+    effects: tuple[Effect, ...] = ()
+    """Of each event."""
     outcome: Done | Rejected = field(init=False)
     attempts: int = 0
     told_pending: bool = False
@@ -91,7 +94,7 @@ def append_of(entries: Sequence[Entry], active: Mapping[str, Activation]) -> App
     for entry in entries:
         command = entry.command
         activation = calendars.setdefault(command.doctor_id, active[command.doctor_id])
-        for sequence, event in entry.events:
+        for (sequence, event), effect in zip(entry.events, entry.effects, strict=True):
             append.events.append(
                 EventRow(
                     doctor_id=command.doctor_id,
@@ -100,6 +103,7 @@ def append_of(entries: Sequence[Entry], active: Mapping[str, Activation]) -> App
                     at=entry.at,
                     command_id=command.command_id,
                     event=event,
+                    effect=effect,
                 )
             )
             move = move_row(event, command.doctor_id, entry.at)

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from actors.calendar import Calendar, appointment_plain
+from actors.changes import Effect
 from actors.decisions import Facts
 from actors.messages import (
     AppointmentMovedIn,
@@ -110,6 +111,7 @@ class EventRow:
     at: datetime
     command_id: str
     event: Event
+    effect: Effect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +201,18 @@ class Journal(Protocol):
         Raises:
             JournalUnavailable
         """
+        ...
+
+    async def close(self) -> None:
+        """Let the connections go."""
+        ...
+
+
+class Announcer(Protocol):
+    """Tells whoever listens what has been committed, without a promise: who has to know asks the journal as well."""
+
+    def announce(self, events: Sequence[EventRow]) -> None:
+        """These are committed, in the order of their numbers within each calendar. Does not wait, and never fails."""
         ...
 
     async def close(self) -> None:

@@ -19,6 +19,11 @@ from api.directory import router as directory
 from api.directory.location_directory import LocationDirectory
 from api.documentation import add_documentation
 from api.errors import add_handlers
+from api.feed import router as feed
+from api.feed.calendars import Calendars
+from api.feed.connection import FeedConnections
+from api.feed.router import Feeds
+from api.feed.stream import ChangeStream
 from api.gate import close_gate, open_gate
 from api.middleware import Admission, Admit, BodyLimit, ClientAddress, Proxies, RateLimit, RequestContext
 from api.openapi import describe
@@ -66,12 +71,22 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
             readiness = app.state.readiness = Readiness(services)
             app.state.location_directory = LocationDirectory(services.unit_of_work)
             app.state.slot_owners = SlotOwners(services.lookups.slot_owners)
+            stream = ChangeStream(listen=services.listen, begin=services.unit_of_work)
+            app.state.feeds = Feeds(
+                services=services,
+                calendars=Calendars(stream, services.unit_of_work, app.state.location_directory),
+                connections=FeedConnections(
+                    most=settings.feed_connections_max, most_per_user=settings.feed_connections_per_user_max
+                ),
+            )
+            stream.start()
             try:
                 await ensure_first_admin(services, gate.passwords)
                 if warm_up:
                     await services.warm_up()
                 yield {ADMISSION: admission}
             finally:
+                await stream.stop()
                 readiness.close()
                 await close_gate(gate)
         finally:
@@ -88,6 +103,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
     )
     add_handlers(app)
     _add_routes(app, ROUTERS)
+    app.router.routes.extend(feed.routes)
     add_documentation(app)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # how FastAPI says to do it
     # The last one added is the outermost.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import threading
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -15,11 +16,13 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from actors.calendar_actor import ActorLimits
+from actors.changes import Change
 from actors.client import CalendarClient, ClientLimits, Placement, PlacementUnknown, RayCalendarActors, freeze_heap
 from actors.policy import Policy
 from cluster.moves import MoveDriver
 from cluster.settings import Settings, SettingsError, variable
 from cluster.supervisor import Supervisor
+from persistence.announcements import RedisAnnouncer, channel_of, listen
 from persistence.database import open_database
 from persistence.journal import PostgresJournal
 from persistence.lookups import Lookups
@@ -46,6 +49,11 @@ class Services:
     def unit_of_work(self) -> UnitOfWork:
         """A transaction for one request."""
         return UnitOfWork(self.database, self.vault)
+
+    def listen(self) -> AsyncIterator[list[Change] | None]:
+        """What calendar actors announce: see ``persistence.announcements.listen``."""
+        redis_url = _required(self.settings.redis_url, "redis_url")
+        return listen(redis_url, channel_of(self.settings.ray_namespace))
 
     async def warm_up(self) -> None:
         """Have what takes its time to start begin now, so that the first request need not wait for it."""
@@ -127,6 +135,11 @@ def calendar_actors(settings: Settings, policy: Policy) -> RayCalendarActors:
             database_url=_required(settings.database_url, "database_url"),
             live_appointments_max=policy.live_appointments_max,
             holds_max=policy.holds_max,
+        ),
+        make_announcer=partial(
+            RedisAnnouncer,
+            redis_url=_required(settings.redis_url, "redis_url"),
+            channel=channel_of(settings.ray_namespace),
         ),
         policy=policy,
         limits=ActorLimits(

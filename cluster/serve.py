@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 
 from cluster.settings import OperatorError, Settings, SettingsError, variable
 
 APPLICATION = "api.app:create_app"
 PROTOCOL = "api.protocol:HttpProtocol"
+WEBSOCKET_PROTOCOL = "api.feed.protocol:WebSocketProtocol"
 """Names, not imports: ``api`` is built on this package."""
+WEBSOCKET_MESSAGE_BYTES_MAX = 4096
+"""Nothing is expected from clients."""
 BACKLOG = 2048
 KEEP_ALIVE_S = 5
 """More than what those who are turned away wait for the next answer (``api.middleware.TURNED_AWAY_FOR_S``)."""
@@ -58,7 +60,9 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         factory=True,
         loop="uvloop",
         http=PROTOCOL,
-        ws="websockets-sansio" if importlib.util.find_spec("websockets") is not None else "none",
+        ws=WEBSOCKET_PROTOCOL,
+        ws_max_size=WEBSOCKET_MESSAGE_BYTES_MAX,
+        ws_per_message_deflate=False,  # It costs each connection ten times the memory of all else.
         lifespan="on",
         proxy_headers=False,  # The application knows whom to believe (see api.middleware).
         server_header=False,

@@ -23,6 +23,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from actors.calendar import Calendar, Reservation
+from actors.changes import Effect
 from actors.decisions import Busy, Facts
 from actors.journal import (
     Append,
@@ -192,6 +193,7 @@ class PostgresJournal:
                 "kind": wire_name(row.event),
                 "payload": row.event,
                 "command_id": row.command_id,
+                "effect": effect_plain(row.effect),
             }
             for row in append.events
         ]
@@ -322,6 +324,14 @@ _OPTIONS = (
     "-c timezone=UTC -c statement_timeout=10s -c lock_timeout=5s"
     " -c idle_in_transaction_session_timeout=2s -c client_connection_check_interval=1s"
 )
+
+
+def effect_plain(effect: Effect) -> dict[str, Any]:
+    """An effect as the journal keeps it: what else there is to know of a slot never changes."""
+    return {
+        "slots": [[slot.id, slot.status] for slot in effect.slots],
+        "appointments": [[each.id, each.patient_id, each.version] for each in effect.appointments],
+    }
 
 
 def _definite(error: psycopg.Error) -> Exception:

@@ -31,6 +31,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, ExcludeConstraint
+from sqlalchemy.types import UserDefinedType
 
 metadata = MetaData(
     naming_convention={
@@ -41,6 +42,16 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+class Xid8(UserDefinedType[int]):
+    """A transaction id that never comes again (``pg_current_xact_id``)."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        """Its name in DDL."""
+        return "XID8"
 
 
 def _id(name: str = "id", *, primary_key: bool = True) -> Column[str]:
@@ -65,6 +76,8 @@ calendar = Table(
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     Column("sequence", BigInteger, nullable=False, server_default=text("0")),
     Column("last_event_at", DateTime(timezone=True), nullable=True),
+    Column("changed_in", Xid8(), nullable=True, comment="the transaction of its last event"),
+    Index(None, "changed_in"),
     comment="One row a doctor: who owns the calendar (epoch) and how far its journal reaches (sequence).",
 )
 
@@ -78,6 +91,7 @@ event = Table(
     Column("kind", Text, nullable=False),
     Column("payload", JSONB, nullable=False),
     _reference("command_id"),
+    Column("effect", JSONB, nullable=True, comment="what it changed: {slots, appointments}"),
     comment="The journal: append-only, gapless within a calendar, never truncated. Holds ids only.",
 )
 

@@ -26,6 +26,7 @@ from actors.messages import (
     from_wire,
 )
 from persistence.database import libpq_url
+from persistence.journal import effect_plain
 from persistence.outbox import intents
 
 DIFFERENCES_MAX = 1000
@@ -131,7 +132,8 @@ async def _verify_calendar(
     calendar = Calendar(doctor_id)
     last_epoch = 0
     cursor = await connection.execute(
-        "SELECT sequence, epoch, at, kind, payload FROM event WHERE doctor_id = %s ORDER BY sequence", (doctor_id,)
+        "SELECT sequence, epoch, at, kind, payload, effect FROM event WHERE doctor_id = %s ORDER BY sequence",
+        (doctor_id,),
     )
     async for stored in cursor:
         report.events += 1
@@ -144,10 +146,12 @@ async def _verify_calendar(
         last_epoch = stored["epoch"]
         event: Event = from_wire(stored["kind"], stored["payload"])
         try:
-            evolve(calendar, event, stored["at"])
+            effect = evolve(calendar, event, stored["at"])
         except KeyError as missing:
             report.differs(f"calendar {doctor_id}: event {number} speaks of an unknown {missing}")
             return
+        if stored["effect"] is not None and stored["effect"] != effect_plain(effect):
+            report.differs(f"calendar {doctor_id}: event {number} changed something else than it says")
         moves.note(event)
         expected_intents.update((appointment_id, version, kind) for kind, appointment_id, version in intents(event))
     if calendar.sequence != row["sequence"]:

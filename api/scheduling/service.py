@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -25,15 +24,13 @@ from actors.messages import (
     Role,
 )
 from api.dependencies import Principal, services_of
-from api.directory.location_directory import LocationDirectory
 from api.errors import Problem, invalid
 from api.scheduling import commands, schemas
+from api.scheduling.appointment_view import AppointmentView, instant, reason_place
 from api.scheduling.slot_owners import SlotOwners, TooManyWaiting
 from persistence.identifiers import new_id
 from persistence.repositories.appointments import AppointmentRow, Appointments, AppointmentSearch, HoldRow
-from persistence.repositories.patients import Patient
-from persistence.sealed import DataKey, Unreadable, patient_owner, place
-from persistence.unit_of_work import UnitOfWork
+from persistence.sealed import DataKey, Unreadable, patient_owner
 
 ATTEMPTS_MAX = 4
 """How often a command follows an appointment that is moving from calendar to calendar."""
@@ -55,7 +52,7 @@ class Scheduling:
         self._request = request
         self._principal = principal
         self._services = services_of(request)
-        self._locations: LocationDirectory = request.app.state.location_directory
+        self._view = AppointmentView(self._services, request.app.state.location_directory, principal)
         self._slot_owners: SlotOwners = request.app.state.slot_owners
 
     # Holds
@@ -67,7 +64,7 @@ class Scheduling:
         command = HoldSlot(**header, hold_id=new_id(), slot_id=body.slot_id)
         answer = await commands.run(self._services, command, key=key)
         held: dict[str, Any] = dict(answer["hold"])
-        held["expires_at"] = _instant(held["expires_at"])
+        held["expires_at"] = instant(held["expires_at"])
         return held
 
     async def holds(self, now: datetime) -> list[HoldRow]:
@@ -94,7 +91,7 @@ class Scheduling:
         appointment_id = new_id()
         sealed = None
         if body.reason is not None:
-            sealed = commands.encode_sealed(data_key.seal(body.reason.encode(), _reason_place(patient_id)))
+            sealed = commands.encode_sealed(data_key.seal(body.reason.encode(), reason_place(patient_id)))
         command = BookAppointment(
             **self._addressed(header, doctor_id),
             appointment_id=appointment_id,
@@ -104,12 +101,12 @@ class Scheduling:
             reason=sealed,
         )
         answer = await commands.run(self._services, command, key=key)
-        return await self._answered(answer["appointment"], body.reason)
+        return await self._view.answered(answer["appointment"], body.reason)
 
     async def get(self, appointment_id: str) -> dict[str, Any]:
         """One appointment that the caller may see."""
         row = await self._visible(appointment_id)
-        return (await self.shown([row]))[0]
+        return (await self._view.shown([row]))[0]
 
     async def search(self, search: AppointmentSearch) -> list[AppointmentRow]:
         """Those that the caller may see, of those asked for."""
@@ -229,8 +226,12 @@ class Scheduling:
             return {"status": "done"}
         async with self._services.unit_of_work() as work:
             row = await Appointments(work.connection).get(plain["id"])
-            reason = None if row is None else await self._reason(work, row)
-        return {"status": "done", "appointment": await self._answered(plain, reason)}
+            reason = None if row is None else await self._view.reason(work, row)
+        return {"status": "done", "appointment": await self._view.answered(plain, reason)}
+
+    async def shown(self, rows: list[AppointmentRow]) -> list[dict[str, Any]]:
+        """Appointments out of the database, as the caller gets them."""
+        return await self._view.shown(rows)
 
     # Who may, and where
 
@@ -345,8 +346,8 @@ class Scheduling:
                 row = now
                 continue
             async with self._services.unit_of_work() as work:
-                reason = await self._reason(work, row)
-            return await self._answered(answer["appointment"], reason)
+                reason = await self._view.reason(work, row)
+            return await self._view.answered(answer["appointment"], reason)
         raise Problem("unavailable")
 
     async def _told_before(self, header: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -362,77 +363,5 @@ class Scheduling:
         plain = commands.answer_of(reply)["appointment"]
         async with self._services.unit_of_work() as work:
             row = await Appointments(work.connection).get(plain["id"])
-            reason = None if row is None else await self._reason(work, row)
-        return await self._answered(plain, reason)
-
-    # What is told
-
-    async def _answered(self, plain: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
-        """An appointment out of a calendar's answer, as the caller gets it."""
-        shown = await self._public(plain, reason)
-        if self._principal.staff:
-            async with self._services.unit_of_work() as work:
-                shown["patient"] = _patient(await work.patients.get(plain["patient_id"]))
-        return shown
-
-    async def shown(self, rows: list[AppointmentRow]) -> list[dict[str, Any]]:
-        """Appointments out of the database, as the caller gets them."""
-        async with self._services.unit_of_work() as work:
-            keys = await work.patients.wrapped_keys({row.patient_id for row in rows})
-            patients = await work.patients.get_many({row.patient_id for row in rows}) if self._principal.staff else {}
-        shown = []
-        for row in rows:
-            each = await self._public(asdict(row), self._unsealed(row, keys.get(row.patient_id)))
-            if self._principal.staff:
-                each["patient"] = _patient(patients.get(row.patient_id))
-            shown.append(each)
-        return shown
-
-    async def _public(self, plain: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
-        policy = self._services.policy
-        start = _instant(plain["start"])
-        return {
-            "id": plain["id"],
-            "doctor_id": plain["doctor_id"],
-            "patient_id": plain["patient_id"],
-            "booked_by": plain["booked_by"],
-            "slot_id": plain["slot_id"],
-            "location_id": plain["location_id"],
-            "service_id": plain["service_id"],
-            "timezone": await self._locations.timezone_of(plain["location_id"]),
-            "start": start,
-            "end": _instant(plain["end"]),
-            "status": plain["status"],
-            "displaced": plain["displaced"],
-            "version": plain["version"],
-            "reason": reason,
-            "move_until": policy.move_until(start),
-            "cancel_until": policy.cancel_until(start),
-            "created_at": _instant(plain["created_at"]),
-            "updated_at": _instant(plain["updated_at"]),
-        }
-
-    async def _reason(self, work: UnitOfWork, row: AppointmentRow) -> str | None:
-        if row.sealed_reason is None:
-            return None
-        keys = await work.patients.wrapped_keys([row.patient_id])
-        return self._unsealed(row, keys.get(row.patient_id))
-
-    def _unsealed(self, row: AppointmentRow, wrapped_key: bytes | None) -> str | None:
-        if row.sealed_reason is None or wrapped_key is None:
-            return None
-        key = self._services.vault.data_key(patient_owner(row.patient_id), wrapped_key)
-        return key.unseal(row.sealed_reason, _reason_place(row.patient_id)).decode()
-
-
-def _reason_place(patient_id: str) -> bytes:
-    """Reasons are tied to their patient, not to one appointment: a repeated command seals anew under another id."""
-    return place("patient", patient_id, "appointment_reason")
-
-
-def _instant(value: str | datetime) -> datetime:
-    return datetime.fromisoformat(value) if isinstance(value, str) else value
-
-
-def _patient(patient: Patient | None) -> dict[str, Any] | None:
-    return None if patient is None else asdict(patient)
+            reason = None if row is None else await self._view.reason(work, row)
+        return await self._view.answered(plain, reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -83,6 +83,17 @@ class Appointments:
         """The appointment of that id, if there is one."""
         row = (await self._connection.execute(_APPOINTMENTS.where(appointment.c.id == appointment_id))).one_or_none()
         return None if row is None else _appointment(row)
+
+    async def get_many(self, appointment_ids: Collection[str]) -> list[AppointmentRow]:
+        """Those of these ids that there are, sorted by start, then id."""
+        if not appointment_ids:
+            return []
+        rows = await self._connection.execute(
+            _APPOINTMENTS.where(appointment.c.id.in_(appointment_ids)).order_by(
+                appointment.c.starts_at, appointment.c.id
+            )
+        )
+        return [_appointment(row) for row in rows]
 
     async def search(self, search: AppointmentSearch) -> list[AppointmentRow]:
         """At most ``limit`` of them, sorted by start, then id."""

@@ -86,7 +86,7 @@ class Owner:
     def happen(self, command: Command, event: Event, now: datetime = NOW) -> None:
         """An event into the batch, decided or not."""
         owned = self.owned[command.doctor_id]
-        evolve(owned.calendar, event, now)
+        effect = evolve(owned.calendar, event, now)
         self.batch.events.append(
             EventRow(
                 doctor_id=command.doctor_id,
@@ -95,6 +95,7 @@ class Owner:
                 at=now,
                 command_id=command.command_id,
                 event=event,
+                effect=effect,
             )
         )
         if (move := move_row(event, command.doctor_id, now)) is not None:

@@ -11,6 +11,7 @@ from actors.calendar_actor import ActorLimits, CalendarActor
 from actors.messages import Batch, Command, NotDecided, RefusedFor, Reply
 from actors.policy import Policy
 from tests.clinic import publish
+from tests.fakes.announcer import MemoryAnnouncer
 from tests.fakes.memory_journal import MemoryDatabase, MemoryJournal
 from tests.given import NOW
 
@@ -51,8 +52,14 @@ class House:
 
     def __post_init__(self) -> None:
         self.journal = self.journal_class(self.database)
+        self.announcer = MemoryAnnouncer()
         self.actor = self.actor_class(
-            journal=self.journal, policy=self.policy, limits=self.limits, clock=self.clock, on_bug=self._count_bug
+            journal=self.journal,
+            policy=self.policy,
+            limits=self.limits,
+            clock=self.clock,
+            announcer=self.announcer,
+            on_bug=self._count_bug,
         )
 
     def _count_bug(self) -> None:

@@ -10,13 +10,13 @@ import asyncio
 import contextvars
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from actors.calendar_actor import CalendarActor
 from actors.client import ActorLost, CalendarActorRef, Placement, decode_batch, encode_replies
-from actors.journal import Append, Claim, Conflict, JournalUnavailable, OutcomeUnknown, StoredAnswer
+from actors.journal import Append, Claim, Conflict, EventRow, JournalUnavailable, OutcomeUnknown, StoredAnswer
 from actors.policy import Policy
 from tests.fakes.memory_journal import MemoryDatabase, MemoryJournal
 from tests.given import NOW, uid
@@ -110,6 +110,7 @@ class Servers:
             policy=POLICY,
             limits=self.plan.limits,
             clock=lambda: self.clock_of(name),
+            announcer=CheckedAnnouncer(self, process),
             on_bug=lambda: self.bugs.append(f"the flush loop of {process} died"),
         )
         self.processes.append(process)
@@ -327,6 +328,23 @@ class UnsteadyJournal(MemoryJournal):
             said = (row.doctor_id, row.sequence, row.epoch, row.event)
             self._servers.note(self._process, "commits {} {} (epoch {}): {}", *said)
         return stored
+
+
+class CheckedAnnouncer:
+    """``Announcer`` that believes nothing: what it is to tell has to be in the journal, as it is told."""
+
+    def __init__(self, servers: Servers, process: Process) -> None:
+        self._servers = servers
+        self._process = process
+
+    def announce(self, events: Sequence[EventRow]) -> None:
+        """See ``Announcer.announce``."""
+        for row in events:
+            if self._servers.database.tables.event.get((row.doctor_id, row.sequence)) != row:
+                self._servers.bugs.append(f"{self._process} announces what is not committed: {row}")
+
+    async def close(self) -> None:
+        """See ``Announcer.close``."""
 
 
 class SimulatedActors:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ACTORS = Path(__file__).parents[2] / "actors"
-CORE = ("calendar", "slots", "appointments", "decisions", "availability", "policy", "messages", "errors")
+CORE = ("calendar", "changes", "slots", "appointments", "decisions", "availability", "policy", "messages", "errors")
 
 
 @pytest.mark.parametrize("module", CORE)

@@ -1,0 +1,226 @@
+"""A calendar for those who follow it: first what it looks like, or what they have missed, then every change.
+
+What a change looks like is put into words once for all who see the same days of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from actors.changes import Change, SlotChange
+from api.directory.location_directory import LocationDirectory
+from api.feed.stream import ChangeStream
+from api.feed.windows import Bounds, FeedWindow
+from api.routing import encoded
+from persistence.change_log import ChangeLog
+from persistence.unit_of_work import UnitOfWork
+
+WAITING_MAX: Final = 256
+"""Changes that wait for one reader; past it the reader is too slow."""
+SNAPSHOT_AGE_MAX_S: Final = 1.0
+WORDS_MAX: Final = 4096
+"""Messages that are kept for the next who needs the same one."""
+
+
+class NoSuchDoctor(Exception):
+    """There is no calendar of that id."""
+
+
+class TooSlow(Exception):
+    """The reader did not keep up."""
+
+
+class Lost(Exception):
+    """What comes next cannot be told any more: begin anew."""
+
+
+class CalendarReader:
+    """One who follows a calendar. Use it once, and ``close`` it."""
+
+    def __init__(self, calendars: Calendars, doctor_id: str, window: FeedWindow) -> None:
+        self._calendars = calendars
+        self._doctor_id = doctor_id
+        self._window = window
+        self._waiting: deque[Change] = deque()
+        self._wake = asyncio.Event()
+        self.too_slow = False
+        self._lost = False
+        self.sequence = 0
+        """Of what was given last."""
+        calendars.stream.follow(doctor_id, self)
+
+    def close(self) -> None:
+        """Follow no more."""
+        self._calendars.stream.leave(self._doctor_id, self)
+
+    # See ``Follower``.
+
+    def tell(self, change: Change) -> None:
+        """The next change."""
+        if len(self._waiting) >= WAITING_MAX:
+            self.too_slow = True
+        elif not self._lost:
+            self._waiting.append(change)
+        self._wake.set()
+
+    def lose(self) -> None:
+        """Nothing more."""
+        self._lost = True
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Have ``changes`` give nothing, but at once."""
+        self._wake.set()
+
+    async def first(self, since: int | None) -> AsyncIterator[str]:
+        """What the reader does not know yet: the changes after ``since`` if the journal reaches there, or a snapshot.
+
+        Raises:
+            NoSuchDoctor, Lost
+            DatabaseUnavailable
+        """
+        if since is not None and await self._calendars.reaches(self._doctor_id, since):
+            self.sequence = since
+        else:
+            self.sequence, message = await self._calendars.snapshot(self._doctor_id, self._window)
+            yield message
+        # What has come before this reader followed, and is not in what it was given, is in the journal alone.
+        while (line := self._calendars.stream.line(self._doctor_id)).sequence > self.sequence:
+            if self._waiting and self._waiting[0].sequence <= self.sequence + 1:
+                break
+            missing = line.since(self.sequence)
+            if missing is None:
+                missing = await self._calendars.missing(self._doctor_id, self.sequence)
+            if not missing:
+                raise Lost
+            for change in missing:
+                if change.sequence > self.sequence:
+                    self.sequence = change.sequence
+                    yield await self._calendars.message(change, self._window)
+
+    async def next(self) -> list[str]:
+        """What has changed since; empty after ``wake``.
+
+        Raises:
+            TooSlow, Lost
+        """
+        await self._wake.wait()
+        self._wake.clear()
+        if self.too_slow:
+            raise TooSlow
+        messages = []
+        while self._waiting:
+            change = self._waiting.popleft()
+            if change.sequence > self.sequence:
+                assert change.sequence == self.sequence + 1, "the stream has no gaps"
+                self.sequence = change.sequence
+                messages.append(await self._calendars.message(change, self._window))
+        if self._lost and not messages:
+            raise Lost
+        return messages
+
+
+class Calendars:
+    """Snapshots and changes of calendars, in words."""
+
+    def __init__(self, stream: ChangeStream, begin: Callable[[], UnitOfWork], locations: LocationDirectory) -> None:
+        self.stream = stream
+        self._begin = begin
+        self._locations = locations
+        self._words: OrderedDict[tuple[str, int, tuple[Bounds, ...]], str] = OrderedDict()
+        self._snapshots: OrderedDict[tuple[str, tuple[Bounds, ...]], tuple[float, int, str]] = OrderedDict()
+        self._reading: dict[tuple[str, tuple[Bounds, ...]], asyncio.Lock] = {}
+
+    async def snapshot(self, doctor_id: str, window: FeedWindow) -> tuple[int, str]:
+        """The calendar as it is now, or was a moment ago, and the number it is true for.
+
+        Raises:
+            NoSuchDoctor
+            DatabaseUnavailable
+        """
+        zones = sorted((await self._locations.locations()).value.by_timezone)
+        key = (doctor_id, window.key(zones))
+        lock = self._reading.setdefault(key, asyncio.Lock())
+        try:
+            async with lock:  # A thousand who come at once look at one.
+                known = self._snapshots.get(key)
+                now = asyncio.get_running_loop().time()
+                if known is None or now - known[0] > SNAPSHOT_AGE_MAX_S:
+                    known = (now, *await self._read_snapshot(doctor_id, window, zones))
+                    self._snapshots[key] = known
+                    if len(self._snapshots) > WORDS_MAX:
+                        self._snapshots.popitem(last=False)
+        finally:
+            if not lock.locked():
+                self._reading.pop(key, None)
+        return known[1], known[2]
+
+    async def _read_snapshot(self, doctor_id: str, window: FeedWindow, zones: Iterable[str]) -> tuple[int, str]:
+        now = datetime.now(UTC)
+        bounds = window.key(zones) or ((now, now),)
+        start, end = min(bound[0] for bound in bounds), max(bound[1] for bound in bounds)
+        async with self._begin() as work:
+            found = await ChangeLog(work.connection).snapshot(doctor_id, start, end, now)
+        if found is None:
+            raise NoSuchDoctor
+        slots = await self._shown(doctor_id, found.slots, window)
+        return found.sequence, encoded({"type": "snapshot", "sequence": found.sequence, "slots": slots}).decode()
+
+    async def reaches(self, doctor_id: str, sequence: int) -> bool:
+        """Whether the calendar has had that number, and the journal tells all that came after.
+
+        Raises:
+            NoSuchDoctor
+            DatabaseUnavailable
+        """
+        async with self._begin() as work:
+            log = ChangeLog(work.connection)
+            reached = await log.sequence(doctor_id)
+            if reached is None:
+                raise NoSuchDoctor
+            return 0 <= sequence <= reached and await log.tells_after(doctor_id, sequence)
+
+    async def missing(self, doctor_id: str, sequence: int) -> list[Change]:
+        """The changes after a number, or the first of them.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        async with self._begin() as work:
+            return await ChangeLog(work.connection).after(doctor_id, sequence) or []
+
+    async def message(self, change: Change, window: FeedWindow) -> str:
+        """A change in words."""
+        zones = sorted({await self._locations.timezone_of(slot.location_id) for slot in change.effect.slots})
+        key = (change.doctor_id, change.sequence, window.key(zones))
+        words = self._words.get(key)
+        if words is None:
+            slots = await self._shown(change.doctor_id, change.effect.slots, window)
+            words = encoded({"type": "change", "sequence": change.sequence, "at": change.at, "slots": slots}).decode()
+            self._words[key] = words
+            if len(self._words) > WORDS_MAX:
+                self._words.popitem(last=False)
+        return words
+
+    async def _shown(self, doctor_id: str, slots: Iterable[SlotChange], window: FeedWindow) -> list[dict[str, Any]]:
+        shown = []
+        for slot in slots:
+            timezone = await self._locations.timezone_of(slot.location_id)
+            if window.shows(slot.start, timezone):
+                shown.append(
+                    {
+                        "id": slot.id,
+                        "doctor_id": doctor_id,
+                        "location_id": slot.location_id,
+                        "service_id": slot.service_id,
+                        "timezone": timezone,
+                        "start": slot.start,
+                        "end": slot.end,
+                        "status": slot.status,
+                    }
+                )
+        return shown

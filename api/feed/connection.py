@@ -1,0 +1,181 @@
+"""One feed's connection: who is there, how long they may stay, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from uvicorn.protocols.utils import ClientDisconnected
+
+from api.dependencies import Principal, authenticate
+from api.errors import Problem
+from api.feed.protocol import ABORT
+from api.gate import Gate
+from persistence.unit_of_work import DatabaseUnavailable
+
+PROTOCOL: Final = "zapis.v1"
+BEARER: Final = "bearer."
+PING_S: Final = 20.0
+GOODBYE_S: Final = 10.0
+"""Who does not read is given so long to take the last message."""
+
+POLICY_VIOLATION: Final = 1008
+RESTART: Final = 1012
+TRY_AGAIN_LATER: Final = 1013
+TOO_SLOW: Final = 4008
+UNAUTHENTICATED: Final = 4401
+NO_SUCH_DOCTOR: Final = 4404
+
+
+class Closed(Exception):
+    """The connection is to end, for this reason."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(f"{code} {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class FeedConnections:
+    """How many feeds are open: all, and of each user."""
+
+    def __init__(self, *, most: int, most_per_user: int) -> None:
+        self._most = most
+        self._most_per_user = most_per_user
+        self._by_user: Counter[str] = Counter()
+        self.open = 0
+
+    @asynccontextmanager
+    async def one_more(self, user_id: str) -> AsyncIterator[None]:
+        """Count it for as long as the block lasts.
+
+        Raises:
+            Closed: there are too many.
+        """
+        if self.open >= self._most:
+            raise Closed(TRY_AGAIN_LATER, "too many feeds are open here")
+        if self._by_user[user_id] >= self._most_per_user:
+            raise Closed(TRY_AGAIN_LATER, "you have too many feeds open")
+        self.open += 1
+        self._by_user[user_id] += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
+            self._by_user[user_id] -= 1
+            if not self._by_user[user_id]:
+                del self._by_user[user_id]
+
+
+class FeedConnection:
+    """A WebSocket that was accepted, of a user who is signed in."""
+
+    def __init__(self, websocket: WebSocket, gate: Gate, token: str, principal: Principal) -> None:
+        self._websocket = websocket
+        self._gate = gate
+        self._token = token
+        self.principal = principal
+
+    async def send(self, message: str) -> None:
+        """Send a message; waits while the client does not read."""
+        await self._websocket.send_text(message)
+
+    async def run(
+        self, feed: Callable[[], Awaitable[None]], *, too_slow: Callable[[], bool], tick: Callable[[], None]
+    ) -> None:
+        """Let the feed go on until the client goes, the token expires or the account ends.
+
+        ``tick`` is called every ``PING_S``; a feed that is ``too_slow`` and does not end in time is cut off.
+
+        Raises:
+            Closed
+        """
+        feeding = asyncio.ensure_future(feed())
+        hearing = asyncio.create_task(self._hear(), name="feed hears")
+        staying = asyncio.create_task(self._stay(tick, too_slow), name="feed stays")
+        tasks = (feeding, hearing, staying)
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self, code: int, reason: str) -> None:
+        """End it; a client that does not read is cut off."""
+        abort: Callable[[], None] | None = self._websocket.scope.get(ABORT)
+        await close(self._websocket, code, reason, abort)
+
+    async def _hear(self) -> None:
+        """What the client says is of no interest, that it goes is."""
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+
+    async def _stay(self, tick: Callable[[], None], too_slow: Callable[[], bool]) -> None:
+        claims = self._gate.tokens.remembered(self._token)
+        expires_at = time.time() if claims is None else claims.expires_at
+        while True:
+            left_s = expires_at - time.time()
+            if left_s <= 0:
+                raise Closed(UNAUTHENTICATED, "the token has expired")
+            await asyncio.sleep(min(PING_S, left_s))
+            if too_slow():
+                raise Closed(TOO_SLOW, "too slow")
+            try:
+                self.principal = await authenticate(self._gate, self._token)
+            except Problem:
+                raise Closed(UNAUTHENTICATED, "signed out") from None
+            except DatabaseUnavailable:
+                pass  # Who was let in may stay while nobody can be asked.
+            tick()
+
+
+async def admit(websocket: WebSocket, gate: Gate, origins: Sequence[str]) -> tuple[str, Principal] | None:
+    """Accept a WebSocket and say whose it is; ``None``: it was refused, or has been closed.
+
+    A page of another origin is refused before anything is said (RFC 6455, 10.2).
+    """
+    if not _welcome(websocket, origins):
+        await websocket.close()
+        return None
+    offered: list[str] = websocket.scope["subprotocols"]
+    await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
+    token = next((each.removeprefix(BEARER) for each in offered if each.startswith(BEARER)), "")
+    try:
+        return token, await authenticate(gate, token)
+    except Problem:
+        await close(websocket, UNAUTHENTICATED, "a good token is needed, as subprotocol bearer.<token>")
+    except DatabaseUnavailable:
+        await close(websocket, TRY_AGAIN_LATER, "unavailable")
+    return None
+
+
+async def close(websocket: WebSocket, code: int, reason: str, abort: Callable[[], None] | None = None) -> None:
+    """End a connection that may have ended already."""
+    if websocket.application_state is not WebSocketState.CONNECTED:
+        return
+    try:
+        async with asyncio.timeout(GOODBYE_S):
+            with suppress(WebSocketDisconnect, ClientDisconnected, RuntimeError):
+                await websocket.close(code, reason)
+    except TimeoutError:
+        if abort is not None:
+            abort()
+
+
+def _welcome(websocket: WebSocket, origins: Sequence[str]) -> bool:
+    """No browser, a page of our own, or one of those that may."""
+    origin = websocket.headers.get("origin")
+    if origin is None or origin in origins or "*" in origins:
+        return True
+    return bool(origin) and urlsplit(origin).netloc == websocket.headers.get("host")

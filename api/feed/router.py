@@ -1,0 +1,182 @@
+"""``WS /v1/doctors/{id}/feed`` and ``WS /v1/me/feed``."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Final
+
+import orjson
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.protocols.utils import ClientDisconnected
+
+from api.errors import Problem
+from api.feed.appointments import AppointmentReader
+from api.feed.calendars import CalendarReader, Calendars, Lost, NoSuchDoctor, TooSlow
+from api.feed.connection import (
+    NO_SUCH_DOCTOR,
+    POLICY_VIOLATION,
+    RESTART,
+    TOO_SLOW,
+    TRY_AGAIN_LATER,
+    Closed,
+    FeedConnection,
+    FeedConnections,
+    admit,
+)
+from api.feed.windows import FeedWindow
+from api.scheduling.appointment_view import AppointmentView
+from api.scheduling.slots import check_days
+from cluster.bootstrap import Services
+from persistence.unit_of_work import DatabaseUnavailable
+
+SINCE_DIGITS_MAX: Final = 18
+
+Feed = Callable[[FeedConnection], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feeds:
+    """What the feeds of a process work with."""
+
+    services: Services
+    calendars: Calendars
+    connections: FeedConnections
+
+
+async def doctor_feed(websocket: WebSocket) -> None:
+    """A calendar: what it looks like, or what has changed since a number, then every change."""
+    feeds: Feeds = websocket.app.state.feeds
+
+    async def follow(connection: FeedConnection) -> None:
+        doctor_id = _doctor_id(websocket)
+        window, since = _window(websocket)
+        reader = CalendarReader(feeds.calendars, doctor_id, window)
+        ticked = False
+
+        def tick() -> None:
+            nonlocal ticked
+            ticked = True
+            reader.wake()
+
+        async def feed() -> None:
+            nonlocal ticked
+            async for message in reader.first(since):
+                await connection.send(message)
+            while True:
+                for message in await reader.next():
+                    await connection.send(message)
+                if ticked:
+                    ticked = False
+                    await connection.send(_ping(reader.sequence))
+
+        try:
+            await connection.run(feed, too_slow=lambda: reader.too_slow, tick=tick)
+        except NoSuchDoctor:
+            raise Closed(NO_SUCH_DOCTOR, "there is no such doctor") from None
+        finally:
+            reader.close()
+
+    await _serve(websocket, feeds, follow)
+
+
+async def my_feed(websocket: WebSocket) -> None:
+    """The caller's own appointments: the live ones, then each that changes."""
+    feeds: Feeds = websocket.app.state.feeds
+
+    async def follow(connection: FeedConnection) -> None:
+        locations = websocket.app.state.location_directory
+        reader = AppointmentReader(
+            feeds.calendars.stream,
+            feeds.services,
+            lambda: connection.principal,
+            lambda: AppointmentView(feeds.services, locations, connection.principal),
+        )
+        ticked = False
+
+        def tick() -> None:
+            nonlocal ticked
+            ticked = True
+            reader.wake()
+
+        async def feed() -> None:
+            nonlocal ticked
+            while True:
+                async for message in reader.next():
+                    await connection.send(message)
+                if ticked:
+                    ticked = False
+                    await connection.send(_ping(None))
+
+        try:
+            await connection.run(feed, too_slow=lambda: False, tick=tick)
+        finally:
+            reader.close()
+
+    await _serve(websocket, feeds, follow)
+
+
+routes: Final = (
+    WebSocketRoute("/v1/doctors/{doctor_id}/feed", doctor_feed),
+    WebSocketRoute("/v1/me/feed", my_feed),
+)
+
+
+async def _serve(websocket: WebSocket, feeds: Feeds, follow: Feed) -> None:
+    """Admit, count and run a feed; say why it ends."""
+    admitted = await admit(websocket, websocket.app.state.gate, feeds.services.settings.cors_origins)
+    if admitted is None:
+        return
+    token, principal = admitted
+    connection = FeedConnection(websocket, websocket.app.state.gate, token, principal)
+    try:
+        if not feeds.calendars.stream.ready:
+            raise Closed(TRY_AGAIN_LATER, "unavailable")
+        async with feeds.connections.one_more(principal.user_id):
+            await follow(connection)
+    except Closed as closed:
+        await connection.close(closed.code, closed.reason)
+    except TooSlow:
+        await connection.close(TOO_SLOW, "too slow: come back with since")
+    except Lost:
+        await connection.close(RESTART, "begin anew")
+    except DatabaseUnavailable:
+        await connection.close(TRY_AGAIN_LATER, "unavailable")
+    except (WebSocketDisconnect, ClientDisconnected):
+        pass
+
+
+def _ping(sequence: int | None) -> str:
+    said = {"type": "ping"} if sequence is None else {"type": "ping", "sequence": sequence}
+    return orjson.dumps(said).decode()
+
+
+def _doctor_id(websocket: WebSocket) -> str:
+    given: str = websocket.path_params["doctor_id"]
+    try:
+        parsed = str(uuid.UUID(given))
+    except ValueError:
+        parsed = ""
+    if parsed != given.lower():
+        raise Closed(NO_SUCH_DOCTOR, "there is no such doctor")
+    return parsed
+
+
+def _window(websocket: WebSocket) -> tuple[FeedWindow, int | None]:
+    """The days asked for, and the number since which changes are."""
+    query = websocket.query_params
+    now = datetime.now(UTC)
+    try:
+        first_day, last_day = (date.fromisoformat(query[name]) if name in query else None for name in ("from", "to"))
+        check_days(first_day, last_day, now)
+    except ValueError:
+        raise Closed(POLICY_VIOLATION, "from and to should be days, as 2026-11-24") from None
+    except Problem as problem:
+        raise Closed(POLICY_VIOLATION, f"from and to: {problem.detail}"[:120]) from None
+    since = query.get("since")
+    if since is not None and not (since.isascii() and since.isdigit() and len(since) <= SINCE_DIGITS_MAX):
+        raise Closed(POLICY_VIOLATION, "since should be a sequence number")
+    return FeedWindow(first_day, last_day, now), None if since is None else int(since)

@@ -1,0 +1,273 @@
+"""The changes of all calendars, as one process follows them: each once, in order, with no gap.
+
+What is announced (``persistence.announcements``) is quick and may be lost; the journal has everything. So every change
+is compared with the number its calendar has reached: the next one is passed on, an older one is known already, and
+before a later one those in between are read from the journal. A lost announcement with nothing behind it is found by
+asking the journal twice a second which calendars have changed (``POLL_S``), so nobody is ever behind by much more than
+a second, whatever becomes of Redis.
+
+States of a calendar: *level*, all that is known of has been passed on; *behind*, its changes are being read, what is
+announced meanwhile only says how far there is to go. Of a calendar that nobody follows the number is kept, no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import structlog
+from redis.exceptions import RedisError
+
+from actors.changes import AppointmentChange, Change
+from persistence.change_log import ChangeLog, Reached
+from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
+
+POLL_S: Final = 0.5
+RETRY_S: Final = 0.5
+RECENT_MAX: Final = 128
+"""Changes of a followed calendar that are kept for those who come back a moment later."""
+
+log = structlog.get_logger()
+
+Listen = Callable[[], AsyncIterator[list[Change] | None]]
+
+
+class Follower(Protocol):
+    """Who follows a calendar."""
+
+    def tell(self, change: Change) -> None:
+        """The calendar's next change. Does not wait."""
+        ...
+
+    def lose(self) -> None:
+        """The changes that come next cannot be told: begin anew."""
+        ...
+
+
+class Concerned(Protocol):
+    """Whom appointments of certain patients concern."""
+
+    def note(self, change: AppointmentChange) -> None:
+        """One of them has changed. Does not wait."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """A calendar that someone follows."""
+
+    sequence: int
+    """Of the last change passed on."""
+    followers: set[Follower] = field(default_factory=set)
+    recent: deque[Change] = field(default_factory=lambda: deque(maxlen=RECENT_MAX))
+
+    def since(self, sequence: int) -> list[Change] | None:
+        """The changes after a number, if they are still here."""
+        if sequence >= self.sequence:
+            return []
+        if not self.recent or self.recent[0].sequence > sequence + 1:
+            return None
+        return [change for change in self.recent if change.sequence > sequence]
+
+
+class ChangeStream:
+    """Follows all calendars. ``start`` it once, ``stop`` it at the end; it belongs to one event loop."""
+
+    def __init__(self, *, listen: Listen, begin: Callable[[], UnitOfWork]) -> None:
+        """``listen`` gives announcements, ``begin`` a transaction on the primary."""
+        self._listen = listen
+        self._begin = begin
+        self._sequences: dict[str, int] = {}
+        self._lines: dict[str, Line] = {}
+        self._concerned: dict[str, set[Concerned]] = {}
+        self._healing: dict[str, asyncio.Task[None]] = {}
+        self._ahead: dict[str, int] = {}
+        """How far calendars that are behind have come."""
+        self._listening = False
+        self._asking = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to follow."""
+        for name, coroutine in (("changes", self._hear_all()), ("changes poll", self._poll())):
+            task = asyncio.create_task(coroutine, name=name)
+            task.add_done_callback(_report_death)
+            self._tasks.append(task)
+
+    async def stop(self) -> None:
+        """Nothing is told any more when this returns."""
+        tasks = [*self._tasks, *self._healing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def listening(self) -> bool:
+        """Whether announcements are heard."""
+        return self._listening
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is known how far the calendars have come."""
+        return self._ready.is_set()
+
+    # Following
+
+    def line(self, doctor_id: str) -> Line:
+        """The calendar's line; from now on its changes are passed on. To be given back with ``leave``."""
+        line = self._lines.get(doctor_id)
+        if line is None:
+            line = self._lines[doctor_id] = Line(sequence=self._sequences.get(doctor_id, 0))
+        return line
+
+    def follow(self, doctor_id: str, follower: Follower) -> None:
+        """Tell the follower every change from the line's number on."""
+        self.line(doctor_id).followers.add(follower)
+
+    def leave(self, doctor_id: str, follower: Follower) -> None:
+        """Tell it nothing more."""
+        line = self._lines.get(doctor_id)
+        if line is not None:
+            line.followers.discard(follower)
+            if not line.followers:
+                del self._lines[doctor_id]
+
+    def concern(self, patient_id: str, concerned: Concerned) -> None:
+        """Note changes of the patient's appointments there."""
+        self._concerned.setdefault(patient_id, set()).add(concerned)
+
+    def unconcern(self, patient_id: str, concerned: Concerned) -> None:
+        """And no more."""
+        if (there := self._concerned.get(patient_id)) is not None:
+            there.discard(concerned)
+            if not there:
+                del self._concerned[patient_id]
+
+    # Hearing
+
+    async def _hear_all(self) -> None:
+        while True:
+            try:
+                async for changes in self._listen():
+                    self._listening = True
+                    if changes is None:
+                        self._asking.set()  # What was announced while nobody listened is found now.
+                        continue
+                    for change in changes:
+                        self.hear(change)
+            except (RedisError, OSError, TimeoutError) as failure:
+                if self._listening:
+                    log.warning("announcements_lost", reason=type(failure).__name__)
+            self._listening = False
+            await asyncio.sleep(RETRY_S)
+
+    def hear(self, change: Change) -> None:
+        """Take in an announcement: pass it on if it is its calendar's next, else see what is missing."""
+        known = self._sequences.get(change.doctor_id, 0)
+        if change.sequence <= known:
+            return
+        if change.sequence == known + 1 and change.doctor_id not in self._healing:
+            self._pass_on(change)
+        else:
+            self._is_at(change.doctor_id, change.sequence)
+
+    def _pass_on(self, change: Change) -> None:
+        self._sequences[change.doctor_id] = change.sequence
+        line = self._lines.get(change.doctor_id)
+        if line is not None:
+            line.sequence = change.sequence
+            line.recent.append(change)
+            for follower in tuple(line.followers):
+                follower.tell(change)
+        if self._concerned:
+            for appointment in change.effect.appointments:
+                for concerned in tuple(self._concerned.get(appointment.patient_id, ())):
+                    concerned.note(appointment)
+
+    def _is_at(self, doctor_id: str, sequence: int) -> None:
+        """The calendar has come so far, and not all of it was heard."""
+        if doctor_id not in self._lines and not self._concerned:
+            self._sequences[doctor_id] = max(sequence, self._sequences.get(doctor_id, 0))
+            return
+        self._ahead[doctor_id] = max(sequence, self._ahead.get(doctor_id, 0))
+        if doctor_id not in self._healing:
+            task = asyncio.create_task(self._heal(doctor_id), name="heal")
+            task.add_done_callback(_report_death)
+            self._healing[doctor_id] = task
+
+    async def _heal(self, doctor_id: str) -> None:
+        """Pass on what was not heard, out of the journal."""
+        try:
+            while (known := self._sequences.get(doctor_id, 0)) < self._ahead.get(doctor_id, 0):
+                try:
+                    async with self._begin() as work:
+                        changes = await ChangeLog(work.connection).after(doctor_id, known)
+                except DatabaseUnavailable:
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                if not changes:
+                    self._give_up(doctor_id)
+                for change in changes or ():
+                    self._pass_on(change)
+        finally:
+            del self._healing[doctor_id]
+            self._ahead.pop(doctor_id, None)
+
+    def _give_up(self, doctor_id: str) -> None:
+        """The journal does not say what is missing: its oldest events do not say what they changed."""
+        self._sequences[doctor_id] = self._ahead[doctor_id]
+        line = self._lines.get(doctor_id)
+        if line is not None:
+            line.sequence = self._ahead[doctor_id]
+            line.recent.clear()
+            for follower in tuple(line.followers):
+                follower.lose()
+
+    # Asking
+
+    async def _poll(self) -> None:
+        mark: str | None = None
+        behind: dict[str, int] = {}
+        while True:
+            self._asking.clear()
+            try:
+                async with self._begin() as work:
+                    reached = await ChangeLog(work.connection).reached(mark)
+            except DatabaseUnavailable:
+                await asyncio.sleep(RETRY_S)
+                continue
+            if mark is None:
+                self._sequences = dict(reached.sequences) | self._sequences
+            mark = reached.mark
+            behind = self._compare(reached, behind)
+            self._ready.set()
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await self._asking.wait()
+            except TimeoutError:
+                pass
+
+    def _compare(self, reached: Reached, before: dict[str, int]) -> dict[str, int]:
+        """See to calendars that were behind already when it was asked before: their announcements are not on the way.
+
+        Returns those that are behind now; whoever does not listen need not wait for announcements.
+        """
+        behind = {}
+        for doctor_id, sequence in (before | reached.sequences).items():
+            known = self._sequences.get(doctor_id, 0)
+            if known >= sequence:
+                continue
+            missing = before.get(doctor_id, sequence if not self._listening else 0)
+            if known < missing:
+                self._is_at(doctor_id, missing)
+            behind[doctor_id] = sequence
+        return behind
+
+
+def _report_death(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("change_stream_task_died", task=task.get_name(), exc_info=task.exception())

@@ -1,0 +1,147 @@
+"""The journal as those who follow calendars read it: where a calendar stands, what it looks like, what came after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from actors.changes import AppointmentChange, Change, Effect, SlotChange
+
+CHANGES_MAX: Final = 500
+"""Read in one go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A calendar at a sequence number: the slots that begin in a range."""
+
+    sequence: int
+    slots: tuple[SlotChange, ...]
+    """By start, then id. A hold past its time reads as free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """How far calendars have come, and the mark from which on to ask the next time."""
+
+    sequences: dict[str, int]
+    mark: str
+
+
+_SNAPSHOT = text(
+    "SELECT c.sequence, s.id::text, s.starts_at, s.ends_at, s.location_id::text, s.service_id::text,"
+    " CASE WHEN s.status = 'held' AND s.held_until <= :now THEN 'free' ELSE s.status END"
+    " FROM calendar AS c LEFT JOIN slot AS s"
+    " ON s.doctor_id = c.doctor_id AND s.starts_at >= :start AND s.starts_at < :end"
+    " WHERE c.doctor_id = :doctor_id ORDER BY s.starts_at, s.id"
+)
+_AFTER = text(
+    "SELECT sequence, at, effect FROM event WHERE doctor_id = :doctor_id AND sequence > :sequence"
+    " ORDER BY sequence LIMIT :most"
+)
+_SEQUENCE = text("SELECT sequence FROM calendar WHERE doctor_id = :doctor_id")
+_UNTOLD = text("SELECT 1 FROM event WHERE doctor_id = :doctor_id AND sequence > :sequence AND effect IS NULL LIMIT 1")
+_SLOTS = text(
+    "SELECT id::text, starts_at, ends_at, location_id::text, service_id::text FROM slot"
+    " WHERE id = ANY(CAST(:ids AS uuid[]))"
+)
+_REACHED = text("SELECT doctor_id::text, sequence FROM calendar WHERE sequence > 0")
+_REACHED_SINCE = text(
+    "SELECT doctor_id::text, sequence FROM calendar WHERE changed_in >= CAST(:mark AS xid8)"
+).bindparams(bindparam("mark"))
+_MARK = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
+
+
+class ChangeLog:
+    """Reads in the transaction of a connection; each call is one statement, so it sees one moment."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def snapshot(self, doctor_id: str, start: datetime, end: datetime, now: datetime) -> Snapshot | None:
+        """The calendar's slots that begin in ``[start, end)``, and the number they are true for; ``None``: no such."""
+        values = {"doctor_id": doctor_id, "start": start, "end": end, "now": now}
+        rows = (await self._connection.execute(_SNAPSHOT, values)).all()
+        if not rows:
+            return None
+        return Snapshot(
+            sequence=rows[0][0],
+            slots=tuple(
+                SlotChange(
+                    id=slot_id,
+                    start=starts_at,
+                    end=ends_at,
+                    location_id=location_id,
+                    service_id=service_id,
+                    status=status,
+                )
+                for _, slot_id, starts_at, ends_at, location_id, service_id, status in rows
+                if slot_id is not None
+            ),
+        )
+
+    async def sequence(self, doctor_id: str) -> int | None:
+        """How far the calendar has come; ``None``: there is none."""
+        found: int | None = (await self._connection.execute(_SEQUENCE, {"doctor_id": doctor_id})).scalar_one_or_none()
+        return found
+
+    async def tells_after(self, doctor_id: str, sequence: int) -> bool:
+        """Whether every event after that number says what it changed: the oldest ones do not."""
+        values = {"doctor_id": doctor_id, "sequence": sequence}
+        return (await self._connection.execute(_UNTOLD, values)).first() is None
+
+    async def after(self, doctor_id: str, sequence: int) -> list[Change] | None:
+        """The changes that follow, at most ``CHANGES_MAX``, without a gap.
+
+        ``None``: the journal does not reach so far back, as its events of before do not say what they changed.
+        """
+        values = {"doctor_id": doctor_id, "sequence": sequence, "most": CHANGES_MAX}
+        rows = (await self._connection.execute(_AFTER, values)).all()
+        if any(effect is None for _, _, effect in rows):
+            return None
+        ids = {slot_id for _, _, effect in rows for slot_id, _ in effect["slots"]}
+        known = {}
+        if ids:
+            found = await self._connection.execute(_SLOTS, {"ids": list(ids)})
+            known = {row[0]: row for row in found}
+        return [
+            Change(doctor_id=doctor_id, sequence=number, at=at, effect=_effect(effect, known))
+            for number, at, effect in rows
+        ]
+
+    async def reached(self, mark: str | None = None) -> Reached:
+        """The calendars that changed since the mark was given, or all: more, perhaps, but never fewer.
+
+        The mark is the oldest transaction that was under way: whatever had not been committed yet is of it or later.
+        """
+        next_mark = str((await self._connection.execute(_MARK)).scalar_one())
+        if mark is None:
+            rows = await self._connection.execute(_REACHED)
+        else:
+            rows = await self._connection.execute(_REACHED_SINCE, {"mark": mark})
+        return Reached(sequences={row[0]: row[1] for row in rows}, mark=next_mark)
+
+
+def _effect(plain: Mapping[str, Any], known: Mapping[str, Any]) -> Effect:
+    return Effect(
+        slots=tuple(
+            SlotChange(
+                id=slot_id,
+                start=known[slot_id][1],
+                end=known[slot_id][2],
+                location_id=known[slot_id][3],
+                service_id=known[slot_id][4],
+                status=status,
+            )
+            for slot_id, status in plain["slots"]
+        ),
+        appointments=tuple(
+            AppointmentChange(id=appointment_id, patient_id=patient_id, version=version)
+            for appointment_id, patient_id, version in plain["appointments"]
+        ),
+    )

@@ -1,0 +1,200 @@
+"""The feeds over real connections: a calendar as it changes, one's own appointments, and how feeds end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import pytest_asyncio
+from websockets.exceptions import InvalidStatus
+
+from persistence.identifiers import new_id
+from tests.integration.feeds import JSON, feed, served
+from tests.integration.practice import Practice, days_on
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+EVERY = "free,held,booked,blocked,cancelled"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def port(practice: Practice) -> AsyncIterator[int]:
+    """Where the practice is served."""
+    async with served(practice.api.app) as port:
+        yield port
+
+
+async def searched(practice: Practice, doctor_id: str) -> dict[str, JSON]:
+    """The calendar as the search has it."""
+    found = await practice.get(None, "/v1/slots", doctor_id=doctor_id, status=EVERY, limit=200)
+    return {slot["id"]: slot for slot in found["items"]}
+
+
+async def test_a_snapshot_then_every_change_in_order(practice: Practice, port: int) -> None:
+    doctor, slots = await practice.doctor_with_slots(4)
+    patient = await practice.people.patient()
+    async with feed(port, f"doctors/{doctor.doctor_id}/feed", patient) as calendar:
+        assert calendar.connection.subprotocol == "zapis.v1"
+        first = await calendar.hear()
+        assert first["type"] == "snapshot"
+        assert first["sequence"] == 1
+        assert calendar.slots == await searched(practice, doctor.doctor_id)
+
+        visit = await practice.book(patient, slots[0], reason="It hurts.")
+        booked = await calendar.hear()
+        assert (booked["type"], booked["sequence"]) == ("change", 2)
+        assert [slot["id"] for slot in booked["slots"]] == [slots[0]]
+        assert booked["slots"][0] == (await searched(practice, doctor.doctor_id))[slots[0]]
+        assert set(booked) == {"type", "sequence", "at", "slots"}
+        assert "hurts" not in str(booked)
+        assert patient.patient_id not in str(booked)
+
+        visit = await practice.change(patient, visit, "reschedule", {"slot_id": slots[1]})
+        moved = await calendar.hear()
+        assert {slot["id"]: slot["status"] for slot in moved["slots"]} == {slots[0]: "free", slots[1]: "booked"}
+
+        visit = await practice.change(doctor, visit, "arrive")
+        assert (await calendar.hear())["slots"] == [], "a number for every event, a slot only where it changed"
+
+        await practice.change(doctor, visit, "cancel")
+        await calendar.hear_until(slots[1], "free")
+        held = await practice.post(patient, "/v1/holds", {"slot_id": slots[2]}, expect=201)
+        await calendar.hear_until(slots[2], "held")
+        await practice.send(patient, "DELETE", f"/v1/holds/{held['id']}")
+        await calendar.hear_until(slots[2], "free")
+        await practice.post(practice.admin, f"/v1/admin/slots/{slots[3]}/block")
+        await calendar.hear_until(slots[3], "blocked")
+        assert calendar.slots == await searched(practice, doctor.doctor_id)
+    assert await practice.differences() == []
+
+
+async def test_who_comes_back_gets_what_was_missed(practice: Practice, port: int) -> None:
+    doctor, slots = await practice.doctor_with_slots(3)
+    patient = await practice.people.patient()
+    path = f"doctors/{doctor.doctor_id}/feed"
+    async with feed(port, path, patient) as calendar:
+        seen = (await calendar.hear())["sequence"]
+    visit = await practice.book(patient, slots[0])
+    await practice.change(patient, visit, "cancel")
+    async with feed(port, path, patient, since=str(seen)) as again:
+        again.sequence = seen
+        assert [(await again.hear())["type"] for _ in range(2)] == ["change", "change"]
+        await practice.book(patient, slots[1])
+        assert (await again.hear())["sequence"] == seen + 3
+    async with feed(port, path, patient, since="0") as whole:
+        assert [(await whole.hear())["sequence"] for _ in range(4)] == [1, 2, 3, 4]
+        assert whole.slots == await searched(practice, doctor.doctor_id)
+    async with feed(port, path, patient, since=str(seen + 100)) as ahead:
+        assert (await ahead.hear())["type"] == "snapshot", "a number that the calendar never had"
+
+
+async def test_the_window_is_days_of_the_location(practice: Practice, port: int) -> None:
+    doctor = await practice.doctor()
+    patient = await practice.people.patient()
+    late = days_on(3, hour=23)  # In Berlin it is the next day already.
+    near, far = await practice.open_slots(doctor, days_on(3), late)
+    day = days_on(3).date()
+    path = f"doctors/{doctor.doctor_id}/feed"
+    async with feed(port, path, patient, from_=str(day), to=str(day)) as calendar:
+        await calendar.hear()
+        assert set(calendar.slots) == {near}
+        await practice.book(patient, far)
+        assert (await calendar.hear())["slots"] == []
+        visit = await practice.book(patient, near)
+        assert [slot["id"] for slot in (await calendar.hear())["slots"]] == [near]
+        await practice.change(patient, visit, "cancel")
+    beyond = days_on(20).date()
+    async with feed(port, path, patient, from_=str(beyond)) as calendar:
+        assert (await calendar.hear())["slots"] == []
+
+
+async def test_ones_own_appointments(practice: Practice, port: int) -> None:
+    doctor, slots = await practice.doctor_with_slots(4)
+    other_doctor, (elsewhere,) = await practice.doctor_with_slots(1, first=days_on(5))
+    patient, stranger = await practice.people.patient(), await practice.people.patient()
+    await practice.book(stranger, slots[3])
+    before = await practice.book(patient, slots[0], reason="It hurts.")
+    async with feed(port, "me/feed", patient) as mine:
+        live = await mine.hear()
+        assert live == {
+            "type": "appointment",
+            "appointment": await practice.get(patient, f"/v1/appointments/{before['id']}"),
+        }
+
+        visit = await practice.book(patient, slots[1])
+        assert (await mine.hear())["appointment"]["version"] == 1
+        await practice.change(patient, visit, "reschedule", {"slot_id": elsewhere})
+        moved = (await mine.hear())["appointment"]
+        while moved["doctor_id"] != other_doctor.doctor_id:
+            moved = (await mine.hear())["appointment"]
+        assert (moved["id"], moved["status"]) == (visit["id"], "rescheduled")
+        await practice.change(doctor, before, "cancel")
+        gone = (await mine.hear())["appointment"]
+        assert (gone["id"], gone["status"]) == (before["id"], "cancelled")
+
+
+async def test_how_feeds_end(practice: Practice, port: int) -> None:
+    doctor, _ = await practice.doctor_with_slots(1)
+    patient = await practice.people.patient()
+    path = f"doctors/{doctor.doctor_id}/feed"
+    for where in (path, "me/feed"):
+        for token in ("", "forged", "a.b.c"):
+            async with feed(port, where, None, token=token) as unknown:
+                assert (await unknown.end())[0] == 4401
+    for doctor_id in (new_id(), "nobody", practice.location_id):
+        async with feed(port, f"doctors/{doctor_id}/feed", patient) as nowhere:
+            assert (await nowhere.end())[0] == 4404
+    for query in ({"since": "x"}, {"since": "-1"}, {"from_": "tomorrow"}, {"from_": "2026-01-02", "to": "2026-01-01"}):
+        async with feed(port, path, patient, **query) as odd:
+            assert (await odd.end())[0] == 1008
+    with pytest.raises(InvalidStatus) as refused:
+        async with feed(port, path, patient, origin="https://elsewhere.example"):
+            pass
+    assert refused.value.response.status_code == 403
+    async with feed(port, path, patient, origin=f"http://127.0.0.1:{port}") as own:
+        assert (await own.hear())["type"] == "snapshot"
+
+
+async def test_nothing_is_lost_that_was_not_announced(practice: Practice, port: int) -> None:
+    doctor, slots = await practice.doctor_with_slots(2)
+    patient = await practice.people.patient()
+    stream = practice.api.app.state.feeds.calendars.stream
+    hear = stream.hear
+    async with (
+        feed(port, f"doctors/{doctor.doctor_id}/feed", patient) as calendar,
+        feed(port, "me/feed", patient) as mine,
+    ):
+        await calendar.hear()
+        stream.hear = lambda change: None
+        try:
+            began = datetime.now(UTC)
+            visit = await practice.book(patient, slots[0])
+            assert (await calendar.hear())["slots"][0]["status"] == "booked"
+            assert (await mine.hear())["appointment"]["id"] == visit["id"]
+            assert datetime.now(UTC) - began < timedelta(seconds=3)
+            await practice.change(patient, visit, "cancel")
+            await calendar.hear_until(slots[0], "free")
+        finally:
+            stream.hear = hear
+        await practice.book(patient, slots[1])
+        await calendar.hear_until(slots[1], "booked")
+
+
+async def test_many_readers_of_a_calendar_see_the_same(practice: Practice, port: int) -> None:
+    doctor, slots = await practice.doctor_with_slots(8)
+    patients = [await practice.people.patient() for _ in range(8)]
+    path = f"doctors/{doctor.doctor_id}/feed"
+
+    async def read(reader: int) -> dict[str, JSON]:
+        async with feed(port, path, patients[reader % 8]) as calendar:
+            while sum(slot["status"] == "booked" for slot in calendar.slots.values()) < 8:
+                await calendar.hear()
+            return calendar.slots
+
+    readers = [asyncio.create_task(read(number)) for number in range(40)]
+    await asyncio.gather(*(practice.book(patient, slot) for patient, slot in zip(patients, slots, strict=True)))
+    calendars = await asyncio.gather(*readers)
+    expected = await searched(practice, doctor.doctor_id)
+    assert [calendar for calendar in calendars if calendar != expected] == []
