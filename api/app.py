@@ -19,10 +19,10 @@ from api.directory import router as directory
 from api.directory.location_directory import LocationDirectory
 from api.documentation import add_documentation
 from api.errors import add_handlers
+from api.feed import events
 from api.feed import router as feed
 from api.feed.calendars import Calendars
-from api.feed.connection import FeedConnections
-from api.feed.router import Feeds
+from api.feed.feeds import FeedConnections, Feeds
 from api.feed.stream import ChangeStream
 from api.gate import close_gate, open_gate
 from api.middleware import Admission, Admit, BodyLimit, ClientAddress, Proxies, RateLimit, RequestContext
@@ -37,11 +37,13 @@ from api.scheduling.slot_owners import SlotOwners
 from cluster.bootstrap import close_services, open_services
 from cluster.settings import Settings, read_settings
 from cluster.telemetry import configure_logging
+from persistence.change_log import ChangeLog
 
 EXPOSED_HEADERS: Final = ("ETag", "Location", "Retry-After", "X-As-Of", "X-Request-ID")
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     scheduling.routes,
     slots.router,
+    events.router,
     accounts.router,
     accounts.well_known,
     directory.router,
@@ -71,10 +73,11 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
             readiness = app.state.readiness = Readiness(services)
             app.state.location_directory = LocationDirectory(services.unit_of_work)
             app.state.slot_owners = SlotOwners(services.lookups.slot_owners)
-            stream = ChangeStream(listen=services.listen, begin=services.unit_of_work)
+            change_log = ChangeLog(services.unit_of_work)
+            stream = ChangeStream(listen=services.listen, log=change_log)
             app.state.feeds = Feeds(
                 services=services,
-                calendars=Calendars(stream, services.unit_of_work, app.state.location_directory),
+                calendars=Calendars(stream, change_log, app.state.location_directory),
                 connections=FeedConnections(
                     most=settings.feed_connections_max, most_per_user=settings.feed_connections_per_user_max
                 ),

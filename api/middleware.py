@@ -32,6 +32,7 @@ CLOSE: Final = {"Connection": "close"}
 TURNED_AWAY_FOR_S: Final = 2
 """What those for whom there is no room are told to wait; who comes sooner may have to wait so long for an answer."""
 UNLIMITED_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+_LEAVE: Final = "zapis.leave_admission"
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _BEARER: Final = b"bearer "
 
@@ -183,28 +184,44 @@ class Admit:
             await admission.problem().response(scope["path"])(scope, receive, send)
             return
 
+        counts = 1
+
         async def receive_uncounted() -> Message:
-            admission.under_way -= 1
+            counted = counts
+            admission.under_way -= counted
             try:
                 message = await receive()
                 if message["type"] == "http.request" and admission.full:  # Its place has been taken meanwhile.
                     raise UnreadableBody(admission.problem())
                 return message
             finally:
-                admission.under_way += 1
+                admission.under_way += counted
 
         async def send_uncounted(message: Message) -> None:
-            admission.under_way -= 1
+            counted = counts
+            admission.under_way -= counted
             try:
                 await send(message)
             finally:
-                admission.under_way += 1
+                admission.under_way += counted
 
+        def leave() -> None:
+            nonlocal counts
+            admission.under_way -= counts
+            counts = 0
+
+        scope[_LEAVE] = leave
         admission.under_way += 1
         try:
             await self._app(scope, receive_uncounted, send_uncounted)
         finally:
-            admission.under_way -= 1
+            admission.under_way -= counts
+
+
+def leave_admission(scope: Scope) -> None:
+    """The request goes on for long and does nothing most of the time: it takes nobody's place from now on."""
+    leave: Callable[[], None] = scope[_LEAVE]
+    leave()
 
 
 class BodyLimit:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import bindparam, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from actors.changes import AppointmentChange, Change, Effect, SlotChange
+from persistence.unit_of_work import UnitOfWork
 
 CHANGES_MAX: Final = 500
 """Read in one go."""
@@ -58,15 +58,20 @@ _MARK = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
 
 
 class ChangeLog:
-    """Reads in the transaction of a connection; each call is one statement, so it sees one moment."""
+    """Reads in transactions of its own, on the primary: nothing here is older than what was announced.
 
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
+    Raises:
+        DatabaseUnavailable: from every call.
+    """
+
+    def __init__(self, begin: Callable[[], UnitOfWork]) -> None:
+        self._begin = begin
 
     async def snapshot(self, doctor_id: str, start: datetime, end: datetime, now: datetime) -> Snapshot | None:
         """The calendar's slots that begin in ``[start, end)``, and the number they are true for; ``None``: no such."""
         values = {"doctor_id": doctor_id, "start": start, "end": end, "now": now}
-        rows = (await self._connection.execute(_SNAPSHOT, values)).all()
+        async with self._begin() as work:
+            rows = (await work.connection.execute(_SNAPSHOT, values)).all()
         if not rows:
             return None
         return Snapshot(
@@ -85,30 +90,28 @@ class ChangeLog:
             ),
         )
 
-    async def sequence(self, doctor_id: str) -> int | None:
-        """How far the calendar has come; ``None``: there is none."""
-        found: int | None = (await self._connection.execute(_SEQUENCE, {"doctor_id": doctor_id})).scalar_one_or_none()
-        return found
+    async def reaches(self, doctor_id: str, sequence: int) -> bool | None:
+        """Whether the calendar has had that number and every event after it says what it changed; ``None``: no such.
 
-    async def tells_after(self, doctor_id: str, sequence: int) -> bool:
-        """Whether every event after that number says what it changed: the oldest ones do not."""
-        values = {"doctor_id": doctor_id, "sequence": sequence}
-        return (await self._connection.execute(_UNTOLD, values)).first() is None
-
-    async def after(self, doctor_id: str, sequence: int) -> list[Change] | None:
-        """The changes that follow, at most ``CHANGES_MAX``, without a gap.
-
-        ``None``: the journal does not reach so far back, as its events of before do not say what they changed.
+        The oldest events do not say so.
         """
+        async with self._begin() as work:
+            reached = (await work.connection.execute(_SEQUENCE, {"doctor_id": doctor_id})).scalar_one_or_none()
+            if reached is None:
+                return None
+            untold = await work.connection.execute(_UNTOLD, {"doctor_id": doctor_id, "sequence": sequence})
+            return sequence <= reached and untold.first() is None
+
+    async def after(self, doctor_id: str, sequence: int) -> list[Change]:
+        """The changes that follow, without a gap, at most ``CHANGES_MAX``; none where an event does not say its own."""
         values = {"doctor_id": doctor_id, "sequence": sequence, "most": CHANGES_MAX}
-        rows = (await self._connection.execute(_AFTER, values)).all()
-        if any(effect is None for _, _, effect in rows):
-            return None
-        ids = {slot_id for _, _, effect in rows for slot_id, _ in effect["slots"]}
-        known = {}
-        if ids:
-            found = await self._connection.execute(_SLOTS, {"ids": list(ids)})
-            known = {row[0]: row for row in found}
+        async with self._begin() as work:
+            rows = (await work.connection.execute(_AFTER, values)).all()
+            if any(effect is None for _, _, effect in rows):
+                return []
+            ids = {slot_id for _, _, effect in rows for slot_id, _ in effect["slots"]}
+            found = (await work.connection.execute(_SLOTS, {"ids": list(ids)})).all() if ids else []
+        known = {row[0]: row for row in found}
         return [
             Change(doctor_id=doctor_id, sequence=number, at=at, effect=_effect(effect, known))
             for number, at, effect in rows
@@ -119,12 +122,13 @@ class ChangeLog:
 
         The mark is the oldest transaction that was under way: whatever had not been committed yet is of it or later.
         """
-        next_mark = str((await self._connection.execute(_MARK)).scalar_one())
-        if mark is None:
-            rows = await self._connection.execute(_REACHED)
-        else:
-            rows = await self._connection.execute(_REACHED_SINCE, {"mark": mark})
-        return Reached(sequences={row[0]: row[1] for row in rows}, mark=next_mark)
+        async with self._begin() as work:
+            next_mark = str((await work.connection.execute(_MARK)).scalar_one())
+            if mark is None:
+                rows = await work.connection.execute(_REACHED)
+            else:
+                rows = await work.connection.execute(_REACHED_SINCE, {"mark": mark})
+            return Reached(sequences={row[0]: row[1] for row in rows}, mark=next_mark)
 
 
 def _effect(plain: Mapping[str, Any], known: Mapping[str, Any]) -> Effect:

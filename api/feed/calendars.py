@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,13 +17,16 @@ from api.feed.stream import ChangeStream
 from api.feed.windows import Bounds, FeedWindow
 from api.routing import encoded
 from persistence.change_log import ChangeLog
-from persistence.unit_of_work import UnitOfWork
 
 WAITING_MAX: Final = 256
 """Changes that wait for one reader; past it the reader is too slow."""
 SNAPSHOT_AGE_MAX_S: Final = 1.0
 WORDS_MAX: Final = 4096
 """Messages that are kept for the next who needs the same one."""
+
+
+Said = tuple[int, str]
+"""A message, and the number that it leads to."""
 
 
 class NoSuchDoctor(Exception):
@@ -73,10 +76,10 @@ class CalendarReader:
         self._wake.set()
 
     def wake(self) -> None:
-        """Have ``changes`` give nothing, but at once."""
+        """Have ``next`` give what there is, if only nothing, at once."""
         self._wake.set()
 
-    async def first(self, since: int | None) -> AsyncIterator[str]:
+    async def first(self, since: int | None) -> AsyncIterator[Said]:
         """What the reader does not know yet: the changes after ``since`` if the journal reaches there, or a snapshot.
 
         Raises:
@@ -87,7 +90,7 @@ class CalendarReader:
             self.sequence = since
         else:
             self.sequence, message = await self._calendars.snapshot(self._doctor_id, self._window)
-            yield message
+            yield self.sequence, message
         # What has come before this reader followed, and is not in what it was given, is in the journal alone.
         while (line := self._calendars.stream.line(self._doctor_id)).sequence > self.sequence:
             if self._waiting and self._waiting[0].sequence <= self.sequence + 1:
@@ -100,9 +103,9 @@ class CalendarReader:
             for change in missing:
                 if change.sequence > self.sequence:
                     self.sequence = change.sequence
-                    yield await self._calendars.message(change, self._window)
+                    yield change.sequence, await self._calendars.message(change, self._window)
 
-    async def next(self) -> list[str]:
+    async def next(self) -> list[Said]:
         """What has changed since; empty after ``wake``.
 
         Raises:
@@ -112,13 +115,13 @@ class CalendarReader:
         self._wake.clear()
         if self.too_slow:
             raise TooSlow
-        messages = []
+        messages: list[Said] = []
         while self._waiting:
             change = self._waiting.popleft()
             if change.sequence > self.sequence:
                 assert change.sequence == self.sequence + 1, "the stream has no gaps"
                 self.sequence = change.sequence
-                messages.append(await self._calendars.message(change, self._window))
+                messages.append((change.sequence, await self._calendars.message(change, self._window)))
         if self._lost and not messages:
             raise Lost
         return messages
@@ -127,9 +130,9 @@ class CalendarReader:
 class Calendars:
     """Snapshots and changes of calendars, in words."""
 
-    def __init__(self, stream: ChangeStream, begin: Callable[[], UnitOfWork], locations: LocationDirectory) -> None:
+    def __init__(self, stream: ChangeStream, log: ChangeLog, locations: LocationDirectory) -> None:
         self.stream = stream
-        self._begin = begin
+        self._log = log
         self._locations = locations
         self._words: OrderedDict[tuple[str, int, tuple[Bounds, ...]], str] = OrderedDict()
         self._snapshots: OrderedDict[tuple[str, tuple[Bounds, ...]], tuple[float, int, str]] = OrderedDict()
@@ -163,8 +166,7 @@ class Calendars:
         now = datetime.now(UTC)
         bounds = window.key(zones) or ((now, now),)
         start, end = min(bound[0] for bound in bounds), max(bound[1] for bound in bounds)
-        async with self._begin() as work:
-            found = await ChangeLog(work.connection).snapshot(doctor_id, start, end, now)
+        found = await self._log.snapshot(doctor_id, start, end, now)
         if found is None:
             raise NoSuchDoctor
         slots = await self._shown(doctor_id, found.slots, window)
@@ -177,12 +179,10 @@ class Calendars:
             NoSuchDoctor
             DatabaseUnavailable
         """
-        async with self._begin() as work:
-            log = ChangeLog(work.connection)
-            reached = await log.sequence(doctor_id)
-            if reached is None:
-                raise NoSuchDoctor
-            return 0 <= sequence <= reached and await log.tells_after(doctor_id, sequence)
+        reaches = await self._log.reaches(doctor_id, sequence)
+        if reaches is None:
+            raise NoSuchDoctor
+        return reaches
 
     async def missing(self, doctor_id: str, sequence: int) -> list[Change]:
         """The changes after a number, or the first of them.
@@ -190,8 +190,7 @@ class Calendars:
         Raises:
             DatabaseUnavailable
         """
-        async with self._begin() as work:
-            return await ChangeLog(work.connection).after(doctor_id, sequence) or []
+        return await self._log.after(doctor_id, sequence)
 
     async def message(self, change: Change, window: FeedWindow) -> str:
         """A change in words."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -40,37 +39,6 @@ class Closed(Exception):
         super().__init__(f"{code} {reason}")
         self.code = code
         self.reason = reason
-
-
-class FeedConnections:
-    """How many feeds are open: all, and of each user."""
-
-    def __init__(self, *, most: int, most_per_user: int) -> None:
-        self._most = most
-        self._most_per_user = most_per_user
-        self._by_user: Counter[str] = Counter()
-        self.open = 0
-
-    @asynccontextmanager
-    async def one_more(self, user_id: str) -> AsyncIterator[None]:
-        """Count it for as long as the block lasts.
-
-        Raises:
-            Closed: there are too many.
-        """
-        if self.open >= self._most:
-            raise Closed(TRY_AGAIN_LATER, "too many feeds are open here")
-        if self._by_user[user_id] >= self._most_per_user:
-            raise Closed(TRY_AGAIN_LATER, "you have too many feeds open")
-        self.open += 1
-        self._by_user[user_id] += 1
-        try:
-            yield
-        finally:
-            self.open -= 1
-            self._by_user[user_id] -= 1
-            if not self._by_user[user_id]:
-                del self._by_user[user_id]
 
 
 class FeedConnection:

@@ -1,10 +1,9 @@
-"""``WS /v1/doctors/{id}/feed`` and ``WS /v1/me/feed``."""
+"""``WS /v1/doctors/{id}/feed`` and ``WS /v1/me/feed``; the same changes as Server-Sent Events are in ``events``."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Final
 
@@ -15,7 +14,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 
 from api.errors import Problem
 from api.feed.appointments import AppointmentReader
-from api.feed.calendars import CalendarReader, Calendars, Lost, NoSuchDoctor, TooSlow
+from api.feed.calendars import CalendarReader, Lost, NoSuchDoctor, TooSlow
 from api.feed.connection import (
     NO_SUCH_DOCTOR,
     POLICY_VIOLATION,
@@ -24,27 +23,17 @@ from api.feed.connection import (
     TRY_AGAIN_LATER,
     Closed,
     FeedConnection,
-    FeedConnections,
     admit,
 )
+from api.feed.feeds import Feeds, TooMany
 from api.feed.windows import FeedWindow
 from api.scheduling.appointment_view import AppointmentView
 from api.scheduling.slots import check_days
-from cluster.bootstrap import Services
 from persistence.unit_of_work import DatabaseUnavailable
 
 SINCE_DIGITS_MAX: Final = 18
 
 Feed = Callable[[FeedConnection], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feeds:
-    """What the feeds of a process work with."""
-
-    services: Services
-    calendars: Calendars
-    connections: FeedConnections
 
 
 async def doctor_feed(websocket: WebSocket) -> None:
@@ -64,10 +53,10 @@ async def doctor_feed(websocket: WebSocket) -> None:
 
         async def feed() -> None:
             nonlocal ticked
-            async for message in reader.first(since):
+            async for _, message in reader.first(since):
                 await connection.send(message)
             while True:
-                for message in await reader.next():
+                for _, message in await reader.next():
                     await connection.send(message)
                 if ticked:
                     ticked = False
@@ -139,6 +128,8 @@ async def _serve(websocket: WebSocket, feeds: Feeds, follow: Feed) -> None:
             await follow(connection)
     except Closed as closed:
         await connection.close(closed.code, closed.reason)
+    except TooMany as told:
+        await connection.close(TRY_AGAIN_LATER, str(told))
     except TooSlow:
         await connection.close(TOO_SLOW, "too slow: come back with since")
     except Lost:

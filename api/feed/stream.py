@@ -22,8 +22,8 @@ import structlog
 from redis.exceptions import RedisError
 
 from actors.changes import AppointmentChange, Change
-from persistence.change_log import ChangeLog, Reached
-from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
+from persistence.change_log import Reached
+from persistence.unit_of_work import DatabaseUnavailable
 
 POLL_S: Final = 0.5
 RETRY_S: Final = 0.5
@@ -33,6 +33,18 @@ RECENT_MAX: Final = 128
 log = structlog.get_logger()
 
 Listen = Callable[[], AsyncIterator[list[Change] | None]]
+
+
+class Log(Protocol):
+    """What is asked of the journal: see ``persistence.change_log.ChangeLog``."""
+
+    async def after(self, doctor_id: str, sequence: int) -> list[Change]:
+        """The changes that follow that number, or the first of them."""
+        ...
+
+    async def reached(self, mark: str | None = None) -> Reached:
+        """How far calendars have come."""
+        ...
 
 
 class Follower(Protocol):
@@ -76,10 +88,10 @@ class Line:
 class ChangeStream:
     """Follows all calendars. ``start`` it once, ``stop`` it at the end; it belongs to one event loop."""
 
-    def __init__(self, *, listen: Listen, begin: Callable[[], UnitOfWork]) -> None:
-        """``listen`` gives announcements, ``begin`` a transaction on the primary."""
+    def __init__(self, *, listen: Listen, log: Log) -> None:
+        """``listen`` gives announcements, ``log`` reads the journal."""
         self._listen = listen
-        self._begin = begin
+        self._log = log
         self._sequences: dict[str, int] = {}
         self._lines: dict[str, Line] = {}
         self._concerned: dict[str, set[Concerned]] = {}
@@ -204,14 +216,13 @@ class ChangeStream:
         try:
             while (known := self._sequences.get(doctor_id, 0)) < self._ahead.get(doctor_id, 0):
                 try:
-                    async with self._begin() as work:
-                        changes = await ChangeLog(work.connection).after(doctor_id, known)
+                    changes = await self._log.after(doctor_id, known)
                 except DatabaseUnavailable:
                     await asyncio.sleep(RETRY_S)
                     continue
                 if not changes:
                     self._give_up(doctor_id)
-                for change in changes or ():
+                for change in changes:
                     self._pass_on(change)
         finally:
             del self._healing[doctor_id]
@@ -235,8 +246,7 @@ class ChangeStream:
         while True:
             self._asking.clear()
             try:
-                async with self._begin() as work:
-                    reached = await ChangeLog(work.connection).reached(mark)
+                reached = await self._log.reached(mark)
             except DatabaseUnavailable:
                 await asyncio.sleep(RETRY_S)
                 continue

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 import pytest_asyncio
 from websockets.exceptions import InvalidStatus
 
 from persistence.identifiers import new_id
 from tests.integration.feeds import JSON, feed, served
-from tests.integration.practice import Practice, days_on
+from tests.integration.practice import Practice, days_on, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -198,3 +200,45 @@ async def test_many_readers_of_a_calendar_see_the_same(practice: Practice, port:
     calendars = await asyncio.gather(*readers)
     expected = await searched(practice, doctor.doctor_id)
     assert [calendar for calendar in calendars if calendar != expected] == []
+
+
+async def test_the_same_changes_as_events_over_http(practice: Practice, port: int) -> None:
+    doctor, slots = await practice.doctor_with_slots(3)
+    patient = await practice.people.patient()
+    url = f"http://127.0.0.1:{port}/v1/doctors/{doctor.doctor_id}/changes"
+    async with httpx.AsyncClient(headers=patient.headers, timeout=20) as client:
+        async with client.stream("GET", url) as answer:
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            events = _events(answer)
+            kind, number, snapshot = await anext(events)
+            assert (kind, number, len(snapshot["slots"])) == ("snapshot", 1, 3)
+            visit = await practice.book(patient, slots[0])
+            kind, number, change = await anext(events)
+            assert (kind, number, change["sequence"]) == ("change", 2, 2)
+            assert [slot["id"] for slot in change["slots"]] == [slots[0]]
+        await practice.change(patient, visit, "cancel")
+        async with client.stream("GET", url, headers={"Last-Event-ID": "2"}) as answer:
+            assert (await anext(_events(answer)))[:2] == ("change", 3)
+        assert (await client.get(url, headers={"Last-Event-ID": "two"})).status_code == 422
+        assert (await client.get(url.replace(doctor.doctor_id, new_id()))).status_code == 404
+        assert (await client.get(url, headers={"Authorization": "Bearer forged"})).status_code == 401
+    feeds = practice.api.app.state.feeds
+    await eventually(lambda: _true(feeds.connections.open == 0))
+    assert feeds.calendars.stream._lines == {}
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+async def _events(answer: httpx.Response) -> AsyncIterator[tuple[str, int, JSON]]:
+    fields: dict[str, str] = {}
+    async for line in answer.aiter_lines():
+        if not line:
+            if "data" in fields:
+                yield fields["event"], int(fields["id"]), json.loads(fields["data"])
+            fields = {}
+        elif not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            fields[name] = value
