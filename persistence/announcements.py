@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -80,7 +80,7 @@ class RedisAnnouncer:
                         await asyncio.sleep(RETRY_DELAY_S)
 
 
-async def listen(redis_url: str, channel: str) -> AsyncIterator[list[Change] | None]:
+async def listen(redis_url: str, channel: str) -> AsyncGenerator[list[Change] | None]:
     """What is announced from now on, for as long as it goes on; ``None`` first, once anything said would be heard.
 
     Raises:

@@ -91,9 +91,18 @@ class Story:
     def given(self, *events: Event, at: datetime = NOW) -> Story:
         """These events have happened."""
         for event in events:
-            evolve(self.calendar, event, at)
+            before = self._statuses()
+            effect = evolve(self.calendar, event, at)
             self.events.append((at, event))
+            after, told = self._statuses(), {slot.id: slot.status for slot in effect.slots}
+            changed = {slot_id for slot_id, status in after.items() if before.get(slot_id) != status}
+            assert changed <= set(told), "a slot changed and the effect does not say so"
+            assert told.items() <= after.items(), "the effect says of a slot what is not so"
+            assert [slot.start for slot in effect.slots] == sorted(slot.start for slot in effect.slots)
         return self
+
+    def _statuses(self) -> dict[str, str]:
+        return {slot.id: slot.status for slot in self.calendar.slots.values()}
 
     def decision(self, command: Command, at: datetime = NOW, *, facts: Facts = NO_FACTS) -> Decision:
         """What the command would lead to; the calendar is proven not to change by deciding."""

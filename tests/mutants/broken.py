@@ -9,9 +9,11 @@ from typing import Any
 
 from actors.calendar import Calendar
 from actors.calendar_actor import CalendarActor
+from actors.entries import append_of
 from actors.errors import SlotTaken
 from actors.journal import Append, Claim, StoredAnswer
 from actors.messages import Batch, Command, Rejected, Reply
+from tests.fakes.announcer import MemoryAnnouncer
 from tests.fakes.memory_journal import MemoryJournal, Tables
 
 # 1. One decider
@@ -59,6 +61,25 @@ def believes(failure: type[Exception]) -> type[MemoryJournal]:
                 return {}
 
     return Believing
+
+
+class AnnouncesBeforeItCommits(CalendarActor):
+    """Tells readers what it is about to commit."""
+
+    async def _commit(self, entries: Any) -> None:
+        self._announcer.announce(append_of(entries, self._active).events)
+        await super()._commit(entries)
+
+
+class AnnouncesNothing(CalendarActor):
+    """Leaves it to readers to find out."""
+
+    async def _commit(self, entries: Any) -> None:
+        announcer, self._announcer = self._announcer, MemoryAnnouncer()
+        try:
+            await super()._commit(entries)
+        finally:
+            self._announcer = announcer
 
 
 # 3. Nothing is doubled

@@ -132,3 +132,28 @@ async def events_are_gapless(house: House) -> None:
     assert house.kinds(HOUSE) == ["SlotsPublished", *["AppointmentBooked"] * 3]
     slots = {row["slot_id"] for row in house.database.tables.appointment.values() if row["doctor_id"] == HOUSE}
     assert slots == {slot_id(HOUSE, number) for number in (1, 2, 3)}
+
+
+async def nothing_is_announced_that_is_not_committed(house: House) -> None:
+    """2, 6. What is announced is in the journal as announced, each number of a calendar after the one before it."""
+    await house.opened(HOUSE, WILSON)
+    await house.rival().send(book(WILSON, 0))
+    gate = Gate()
+    house.journal.next("append", Fault(gate=gate), Fault(before=Conflict("once")), lost(committed=False))
+    booking = house.sending(book(HOUSE, 0), book(HOUSE, 1, patient="boris"))
+    await gate.entered.wait()
+    _announced_are_there(house)
+    gate.open()
+    await booking
+    await house.send(cancel(HOUSE, visit_id(HOUSE, 1), by="boris"), book(WILSON, 1, patient="clara"))
+    _announced_are_there(house)
+    numbers = [row.sequence for row in house.announcer.announced if row.doctor_id == HOUSE]
+    assert numbers, "nothing was announced"
+    assert numbers == sorted(set(numbers)), "out of order, or twice"
+    assert numbers[-1] == house.database.tables.calendar[HOUSE].sequence, "the last one was not announced"
+
+
+def _announced_are_there(house: House) -> None:
+    table = house.database.tables.event
+    for row in house.announcer.announced:
+        assert table.get((row.doctor_id, row.sequence)) == row, "announced and not there"

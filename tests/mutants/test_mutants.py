@@ -17,6 +17,8 @@ from actors.journal import Conflict, JournalUnavailable, OutcomeUnknown
 from tests.fakes.actor_house import House
 from tests.fakes.memory_journal import MemoryJournal
 from tests.mutants.broken import (
+    AnnouncesBeforeItCommits,
+    AnnouncesNothing,
     AnswersBeforeItCommits,
     ExpectsNothing,
     ForgetsCommands,
@@ -38,6 +40,7 @@ from tests.mutants.invariants import (
     events_are_gapless,
     no_reply_reveals_what_may_be_undone,
     nothing_acknowledged_is_lost,
+    nothing_is_announced_that_is_not_committed,
     nothing_is_doubled,
     one_decider,
 )
@@ -67,6 +70,10 @@ MUTANTS = (
     Mutant(2, "takes the unknown for a success", nothing_acknowledged_is_lost, journal=believes(OutcomeUnknown)),
     Mutant(2, "takes a conflict for a success", nothing_acknowledged_is_lost, journal=believes(Conflict)),
     Mutant(2, "takes an outage for a success", nothing_acknowledged_is_lost, journal=believes(JournalUnavailable)),
+    Mutant(
+        2, "announces before it commits", nothing_is_announced_that_is_not_committed, actor=AnnouncesBeforeItCommits
+    ),
+    Mutant(6, "announces nothing", nothing_is_announced_that_is_not_committed, actor=AnnouncesNothing),
     Mutant(3, "the database checks nothing", nothing_is_doubled, journal=NoChecks),
     Mutant(
         3,
