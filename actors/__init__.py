@@ -29,6 +29,10 @@ each command of the batch in order (``decisions.decide``, pure), *evolves* the s
 sees it, and queues the outcome. One flush loop *appends* all that waits, for all its calendars, in one transaction, and
 only then *replies*. While one transaction is under way the next batch gathers: there are no timers.
 
+What an event changed for readers (``changes.Effect``) is written beside it in the same transaction and announced once
+that is committed. An announcement promises nothing, as the actor may die before it; whoever follows a calendar compares
+numbers and reads what is missing from the journal.
+
 The transaction (``persistence.journal``) fences every calendar in it by epoch and sequence, serialises on the patients
 and users concerned, writes events, answers, rows and outbox, and checks what no single calendar can see: a patient's
 visits with other doctors, limits that span doctors. A batch of refusals writes nothing, but makes the same check of
@@ -116,9 +120,10 @@ a call comes when it has been given up           It is known by its number and n
                                                  no since.
 ===============================================  =====================================================================
 
-Where to look: ``calendar`` is the state and how events change it, of ``slots`` and packed ``appointments``;
-``decisions`` decides, ``policy`` has the rules, ``availability`` makes slots of templates, ``messages`` names all that
-is said, ``errors`` the refusals. These eight are pure: standard library only, no clock, no randomness, no waiting.
+Where to look: ``calendar`` is the state and how events change it, of ``slots`` and packed ``appointments``; ``changes``
+is what readers see of that; ``decisions`` decides, ``policy`` has the rules, ``availability`` makes slots of templates,
+``messages`` names all that is said, ``errors`` the refusals. These nine are pure: standard library only, no clock, no
+randomness, no waiting.
 ``calendar_actor`` is the shell, ``senders`` what it knows of those who call, ``entries`` what it has decided and makes
 a transaction of, ``tally`` what it knows when it decides again, ``journal`` what it asks of the database, ``client``
 the way in.

@@ -16,6 +16,7 @@ from api.dependencies import Principal, authenticate
 from api.errors import Problem
 from api.feed.protocol import ABORT
 from api.gate import Gate
+from api.middleware import client_address
 from persistence.unit_of_work import DatabaseUnavailable
 
 PROTOCOL: Final = "zapis.v1"
@@ -119,6 +120,11 @@ async def admit(websocket: WebSocket, gate: Gate, origins: Sequence[str]) -> tup
     offered: list[str] = websocket.scope["subprotocols"]
     await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
     token = next((each.removeprefix(BEARER) for each in offered if each.startswith(BEARER)), "")
+    claims = gate.tokens.remembered(token)
+    who = client_address(websocket.scope) if claims is None else claims.user_id
+    if gate.limits.take(gate.requests, who):
+        await close(websocket, TRY_AGAIN_LATER, "too many requests")
+        return None
     try:
         return token, await authenticate(gate, token)
     except Problem:
