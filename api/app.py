@@ -25,6 +25,7 @@ from api.feed.calendars import Calendars
 from api.feed.feeds import FeedConnections, Feeds
 from api.feed.stream import ChangeStream
 from api.gate import close_gate, open_gate
+from api.ical import router as ical
 from api.middleware import Admission, Admit, BodyLimit, ClientAddress, Proxies, RateLimit, RequestContext
 from api.openapi import describe
 from api.operations import router as operations
@@ -41,9 +42,11 @@ from persistence.change_log import ChangeLog
 
 EXPOSED_HEADERS: Final = ("ETag", "Location", "Retry-After", "X-As-Of", "X-Request-ID")
 ROUTERS: Final[tuple[APIRouter, ...]] = (
+    ical.before_appointments,
     scheduling.routes,
     slots.router,
     events.router,
+    ical.router,
     accounts.router,
     accounts.well_known,
     directory.router,

@@ -342,6 +342,16 @@ refresh_token = Table(
     Index(None, "expires_at"),
 )
 
+calendar_link = Table(
+    "calendar_link",
+    metadata,
+    _id(),
+    _reference("user_id", "app_user.id"),
+    Column("secret_hash", LargeBinary, nullable=False, unique=True, comment="SHA-256 of a 256-bit random secret"),
+    _instant("created_at"),
+    Index(None, "user_id"),
+)
+
 verification_code = Table(
     "verification_code",
     metadata,

@@ -105,7 +105,7 @@ class Scheduling:
 
     async def get(self, appointment_id: str) -> dict[str, Any]:
         """One appointment that the caller may see."""
-        row = await self._visible(appointment_id)
+        row = await self.visible(appointment_id)
         return (await self._view.shown([row]))[0]
 
     async def search(self, search: AppointmentSearch) -> list[AppointmentRow]:
@@ -294,7 +294,7 @@ class Scheduling:
             pass
         raise Problem("not_found", "There is no such patient.")
 
-    async def _visible(self, appointment_id: str) -> AppointmentRow:
+    async def visible(self, appointment_id: str) -> AppointmentRow:
         """The appointment as committed.
 
         Raises:
@@ -325,7 +325,7 @@ class Scheduling:
         so whether it is still the version asked for is seen here: that comes first (RFC 9110, 13.2.2).
         """
         try:
-            row = await self._visible(appointment_id)
+            row = await self.visible(appointment_id)
         except Problem:
             told = None if key is None else await self._told_before(header)
             if told is None:
@@ -337,7 +337,7 @@ class Scheduling:
             try:
                 answer = await send(row)
             except NotLive:
-                now = await self._visible(appointment_id)
+                now = await self.visible(appointment_id)
                 gone_on = now.doctor_id != row.doctor_id or now.open_move_id is not None
                 if not gone_on or attempt == ATTEMPTS_MAX - 1:
                     if if_version is not None and if_version != now.version:

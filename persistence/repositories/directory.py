@@ -6,7 +6,7 @@ which has an index of its own: only the doctors of one page are ever opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, time
 from typing import Any
@@ -179,6 +179,13 @@ class Directory:
         query = _DOCTORS.where(doctor.c.id == doctor_id)
         row = (await self._connection.execute(query.with_for_update(of=doctor) if lock else query)).first()
         return None if row is None else self._doctor(row)
+
+    async def names(self, doctor_ids: Collection[str]) -> dict[str, str]:
+        """The names of those of these doctors who have not been erased or withdrawn."""
+        if not doctor_ids:
+            return {}
+        rows = await self._connection.execute(_DOCTORS.where(doctor.c.id.in_(doctor_ids)))
+        return {row.id: self._doctor(row).name for row in rows}
 
     async def add_doctor(self, new: Doctor, *, wrapped_key: bytes) -> None:
         """Keep a new doctor with an empty calendar; ``wrapped_key`` is the data key of the doctor's user."""

@@ -1,0 +1,1 @@
+"""Calendar files: one's visits in the calendar program that one has already."""
