@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import Header, Path, Query, Request
 from starlette.responses import Response, StreamingResponse
@@ -30,6 +30,18 @@ from api.scheduling.slots import check_days
 RETRY_MS: Final = 3000
 SINCE: Final = r"^\d{1,18}$"
 
+_EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": ["snapshot", "change"]},
+        "id": {"type": "string", "description": "The sequence number."},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+_EVENTS: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"description": "Events, as in the feed.", "content": {"text/event-stream": {"schema": _EVENT}}}
+}
+
 router = strict_router(prefix="/v1", tag="Directory and slots")
 
 
@@ -38,8 +50,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], stack: AsyncExitStack) -> None:
-        super().__init__(events)
+    def __init__(self, events: AsyncIterator[bytes], stack: AsyncExitStack, status_code: int = 200) -> None:
+        super().__init__(events, status_code)
         self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,8 +63,7 @@ class EventStream(StreamingResponse):
 @router.get(
     "/doctors/{doctor_id}/changes",
     response_class=EventStream,
-    responses=problems("not_found"),
-    response_description="Events `snapshot` and `change`, as in the feed.",
+    responses=_EVENTS | problems("not_found"),
 )
 async def follow_changes(
     request: Request,

@@ -66,10 +66,15 @@ class LinkPage(Answer):
     next_cursor: str | None
 
 
-_FILE: Final = {200: {"content": {"text/calendar": {"schema": {"type": "string"}}}}}
+class CalendarFile(Response):
+    """A calendar file."""
+
+    media_type = "text/calendar"
 
 
-@before_appointments.get("/appointments/{appointment_id}.ics", responses=_FILE | READ | problems("not_found"))
+@before_appointments.get(
+    "/appointments/{appointment_id}.ics", response_class=CalendarFile, responses=READ | problems("not_found")
+)
 async def appointment_file(
     request: Request,
     appointment_id: Annotated[Id, Path(description="The appointment's id.")],
@@ -126,7 +131,7 @@ async def revoke_link(
     return Response(status_code=204)
 
 
-@router.get("/calendars/{secret}.ics", responses=_FILE | READ | problems("not_found"))
+@router.get("/calendars/{secret}.ics", response_class=CalendarFile, responses=READ | problems("not_found"))
 async def subscribed_file(
     request: Request,
     secret: Annotated[str, Path(max_length=100, description="What `POST /v1/me/calendar-links` told.")],
