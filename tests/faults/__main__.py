@@ -93,6 +93,9 @@ def _report(campaign: Campaign, seconds: float) -> None:
     _say(f"{counts.total()} commands in {seconds:.0f} s: " + ", ".join(f"{counts[each]} {each}" for each in Outcome))
     answers = sorted(campaign.history.answers.items())
     _say("answers: " + ", ".join(f"{count} × {status or 'none'}" for status, count in answers))
+    messages = sum(watcher.messages for watcher in campaign.watchers)
+    opened = sum(watcher.opened for watcher in campaign.watchers)
+    _say(f"feeds: {messages} changes seen by {len(campaign.watchers)} watchers, who connected {opened} times")
     _say("started again: " + (", ".join(f"{name} {n}" for name, n in campaign.cluster.restarts.items()) or "nothing"))
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 import psycopg
@@ -23,11 +24,14 @@ from tests.faults.history import History, Recovery
 from tests.faults.nemeses import Nemesis, Scene
 from tests.faults.records import read_records
 from tests.faults.servers import Cluster
+from tests.faults.watchers import Watcher, compare
 from tests.people import Person
 
 CLIENTS = 64
 DOCTORS = 20
 SLOTS = 280
+WATCHED_BY = 2
+"""So many follow each calendar."""
 RECOVERY_DEADLINE_S = 90.0
 CALM_S = 2.0
 """Between two faults."""
@@ -71,6 +75,7 @@ class Campaign:
     lines: list[Line] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     clients: list[asyncio.Task[None]] = field(default_factory=list)
+    watchers: list[Watcher] = field(default_factory=list)
 
     async def fault(self, nemesis: Nemesis) -> Line:
         """One fault, watched until every calendar answers well again."""
@@ -113,6 +118,7 @@ class Campaign:
             client.result()
         records = await read_records(self.cluster.direct_url)
         self.violations = await asyncio.to_thread(check, self.history.operations, records)
+        self.violations += await compare(self.watchers, self.cluster.direct_url)
 
     def leave_evidence(self) -> Path:
         """Keep the history and what the servers said, whose directory is about to go; returns where."""
@@ -193,15 +199,20 @@ async def running_campaign(
             stopping=campaign.stopping,
         )
         campaign.clients.append(asyncio.create_task(client.run(campaign.resting)))
+    campaign.watchers = [
+        Watcher(person=person, doctor_id=doctor_id, ports=ports, dice=random.Random(dice.random()))
+        for person, doctor_id in zip(cycle(people), offer.doctor_ids * WATCHED_BY)
+    ]
+    watching = [asyncio.create_task(watcher.run()) for watcher in campaign.watchers]
     try:
         warm = campaign.history.watch(frozenset(offer.doctor_ids))
         await campaign._until(lambda: warm.complete)
         campaign.history.forget(warm)
         yield campaign
     finally:
-        for task in campaign.clients:
+        for task in (*campaign.clients, *watching):
             task.cancel()
-        await asyncio.gather(*campaign.clients, return_exceptions=True)
+        await asyncio.gather(*campaign.clients, *watching, return_exceptions=True)
 
 
 async def _found(cluster: Cluster, clients: int, doctors: int) -> tuple[list[Person], Offer]:

@@ -30,4 +30,5 @@ async def test_faults_one_after_another_break_no_rule() -> None:
             pytest.fail("\n".join([*campaign.violations, f"the history is in {campaign.leave_evidence()}"]))
         assert cluster.postgres_proxy.swallowed > 0
         assert len(campaign.history.operations) > COMMANDS_MIN
+        assert all(watcher.messages for watcher in campaign.watchers), "somebody saw nothing"
         assert all(operation.told for operation in campaign.history.operations), "who asks again is told in the end"
