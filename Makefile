@@ -51,7 +51,7 @@ bench-full: $(VENV)/.installed-dev ## The same under all loads, with a plot, int
 	$(BIN)/python -m loadtests.bench --loads distinct hot few --connections 16 64 256 --rounds 5 --seconds 4 \
 		--report loadtests/reports
 
-overload: $(VENV)/.installed-dev ## Ask for more than can be served, see that it is served all the same (2 minutes)
+overload: $(VENV)/.installed-dev ## Ask for more than can be served, see that it is served all the same (4 minutes)
 	$(BIN)/python -m loadtests.overload
 
 crowd: $(VENV)/.installed-dev ## Ten thousand people look at calendars while visits are booked (3 minutes)

@@ -32,6 +32,8 @@ CLOSE: Final = {"Connection": "close"}
 TURNED_AWAY_FOR_S: Final = 2
 """What those for whom there is no room are told to wait; who comes sooner may have to wait so long for an answer."""
 UNLIMITED_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+HEAD: Final = "zapis.head"
+"""Whether what looks like a GET asks for the head only."""
 _LEAVE: Final = "zapis.leave_admission"
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _BEARER: Final = b"bearer "
@@ -63,7 +65,7 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", HEAD: True}
         started = False
 
         async def send_with_headers(message: Message) -> None:

@@ -17,6 +17,13 @@ Patients find a free slot and book, move or cancel a visit; doctors run their da
 Register or sign in at `POST /v1/auth/token` and send `Authorization: Bearer <access token>`. Every refusal is a problem
 by RFC 9457 with a `code` for programs; 429 and 503 carry `Retry-After`. A command with an `Idempotency-Key` has one
 effect however often it is sent. Clients ignore fields and codes that they do not know.
+
+`WS /v1/doctors/{id}/feed?from=&to=&since=` sends a calendar, then every change to it, with numbers that have no gap:
+`{"type": "snapshot", "sequence", "slots"}`, `{"type": "change", "sequence", "at", "slots"}` and
+`{"type": "ping", "sequence"}`. `WS /v1/me/feed` sends the caller's own appointments and each that changes:
+`{"type": "appointment", "appointment"}`. The token goes as the subprotocol `bearer.<access token>` beside `zapis.v1`.
+Close codes: 4401 bad or expired token, 4404 no such doctor, 4008 too slow, 1008 a bad query, 1013 too many, 1012
+restart.
 """
 
 PROBLEM_SCHEMA: Final[dict[str, Any]] = {

@@ -9,6 +9,7 @@ asks again on the same connection sooner than it was told to is not heard for a 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from random import uniform
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -21,6 +22,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from api.errors import Problem
 from api.middleware import HEADERS, POLICY, TURNED_AWAY_FOR_S, UNLIMITED_PATHS, Admission, request_id_of
 
+ABORT: Final = "zapis.abort"
+"""Where a scope has the function that ends its connection at once, whatever there is to be sent."""
+END: Final = "zapis.end"
+"""Where an application leaves in a scope what ends an answer that goes on until the server stops."""
 ADMISSION: Final = "zapis.admission"
 """Where the application's lifespan leaves its ``Admission``."""
 _STATUS_LINES: Final = {400: b"HTTP/1.1 400 Bad Request", 503: b"HTTP/1.1 503 Service Unavailable"}
@@ -96,12 +101,25 @@ class HttpProtocol(HttpToolsProtocol):
         self._write(response)
         self.transport.close()
 
+    def shutdown(self) -> None:
+        """Let what is under way end; what would go on for ever is told to."""
+        super().shutdown()
+        cycle = cast(RequestResponseCycle | None, self.cycle)
+        if cycle is not None and not cycle.response_complete:
+            end = cast(dict[str, Callable[[], None]], cycle.scope).get(END)
+            if end is not None:
+                end()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        cast(dict[str, object], cycle.scope)[ABORT] = self._abort
         super()._start_asgi_task(cycle, app)
         admission: Admission | None = self.app_state.get(ADMISSION)
         if admission is not None and cycle.scope["path"] not in UNLIMITED_PATHS:
             admission.begun += 1
             self.loop.call_soon(_is_counted, admission)
+
+    def _abort(self) -> None:
+        self.transport.abort()
 
     def _hear(self) -> None:
         """What came meanwhile, and what comes."""

@@ -16,13 +16,12 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from actors.calendar_actor import ActorLimits
-from actors.changes import Change
 from actors.client import CalendarClient, ClientLimits, Placement, PlacementUnknown, RayCalendarActors, freeze_heap
 from actors.policy import Policy
 from cluster.moves import MoveDriver
 from cluster.settings import Settings, SettingsError, variable
 from cluster.supervisor import Supervisor
-from persistence.announcements import RedisAnnouncer, channel_of, listen
+from persistence.announcements import Announcement, RedisAnnouncer, channel_of, listen
 from persistence.database import open_database
 from persistence.journal import PostgresJournal
 from persistence.lookups import Lookups
@@ -50,7 +49,7 @@ class Services:
         """A transaction for one request."""
         return UnitOfWork(self.database, self.vault)
 
-    def listen(self) -> AsyncIterator[list[Change] | None]:
+    def listen(self) -> AsyncIterator[list[Announcement] | None]:
         """What calendar actors announce: see ``persistence.announcements.listen``."""
         redis_url = _required(self.settings.redis_url, "redis_url")
         return listen(redis_url, channel_of(self.settings.ray_namespace))

@@ -33,7 +33,7 @@ LADDER = (16, 32, 64, 128, 256)
 TIMES = (1, 2, 10)
 SAME = 0.97
 """The best is where fewer connections bring less than this share of it."""
-ROUNDS = 3
+ROUNDS = 2
 RATE_MAX = 6000
 DOCTORS = 20
 SLOTS_A_DAY = 90
@@ -92,7 +92,7 @@ class Bench:
         stopping = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             probes = [
-                group.create_task(self._probe(number * PROBE_PAUSE_S / PROBES, booked_ms, refused_ms, stopping))
+                group.create_task(self._probe(number * TURNED_AWAY_FOR_S / PROBES, booked_ms, refused_ms, stopping))
                 for number in range(PROBES)
             ]
             try:
@@ -150,20 +150,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.overload", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=int, default=6, help="length of a step [%(default)s]")
+    parser.add_argument("--seconds", type=int, default=6, help="length of a step in the search [%(default)s]")
+    parser.add_argument("--long", type=int, default=20, help="length of a step that is compared [%(default)s]")
     options = parser.parse_args(arguments)
-    if not 3 <= options.seconds <= 30:
-        parser.error("--seconds is from 3 to 30")
-    return run(overload(options.seconds))
+    if not (3 <= options.seconds <= 30 and 3 <= options.long <= 60):
+        parser.error("--seconds is from 3 to 30, --long from 3 to 60")
+    return run(overload(options.seconds, options.long))
 
 
-async def overload(seconds: int) -> int:
+async def overload(seconds: int, long_s: int) -> int:
     """The whole measurement; returns the exit code."""
     async with running_servers("overload") as servers:
         settings = servers.settings(await servers.create_database("overload"))
         accounts = await add_accounts(settings, PATIENTS)
         clinic = await add_clinic(settings, DOCTORS)
-        total_s = (len(LADDER) + len(TIMES) * ROUNDS) * seconds + WARM_UP_S
+        total_s = len(LADDER) * seconds + len(TIMES) * ROUNDS * long_s + WARM_UP_S
         wanted = total_s * (RATE_MAX + round(PROBES / PROBE_PAUSE_S)) + PROBES
         starts = slot_starts(1 + wanted // DOCTORS // SLOTS_A_DAY, SLOTS_A_DAY, 10)
         slot_ids = [slot_id for same_start in await copy_slots(settings, clinic, starts, 10) for slot_id in same_start]
@@ -175,7 +176,7 @@ async def overload(seconds: int) -> int:
             top = max(step.rate for step in ladder)
             best = next(step.connections for step in ladder if step.rate >= SAME * top)
             levels = [times * best for times in TIMES]
-            rounds = [[await bench.step(level, seconds) for level in levels] for _ in range(ROUNDS)]
+            rounds = [[await bench.step(level, long_s) for level in levels] for _ in range(ROUNDS)]
     return _report(ladder, [together(steps) for steps in zip(*rounds, strict=True)])
 
 

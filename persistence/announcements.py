@@ -37,6 +37,32 @@ def channel_of(namespace: str) -> str:
     return f"zapis:{namespace}:changes"
 
 
+class Announcement:
+    """A change that was announced. Every process hears all of them and most concern nobody there."""
+
+    __slots__ = ("_appointments", "_at", "_slots", "doctor_id", "sequence")
+
+    def __init__(
+        self, doctor_id: str, sequence: int, at: str, slots: list[list[Any]], appointments: list[list[Any]]
+    ) -> None:
+        self.doctor_id = doctor_id
+        self.sequence = sequence
+        self._at = at
+        self._slots = slots
+        self._appointments = appointments
+
+    def change(self) -> Change:
+        """All of it."""
+        return Change(
+            doctor_id=self.doctor_id,
+            sequence=self.sequence,
+            at=datetime.fromisoformat(self._at),
+            effect=Effect(
+                slots=tuple(map(_slot, self._slots)), appointments=tuple(map(_appointment, self._appointments))
+            ),
+        )
+
+
 class RedisAnnouncer:
     """``actors.journal.Announcer`` over Redis. Connects when first used; belongs to one event loop."""
 
@@ -80,7 +106,7 @@ class RedisAnnouncer:
                         await asyncio.sleep(RETRY_DELAY_S)
 
 
-async def listen(redis_url: str, channel: str) -> AsyncGenerator[list[Change] | None]:
+async def listen(redis_url: str, channel: str) -> AsyncGenerator[list[Announcement] | None]:
     """What is announced from now on, for as long as it goes on; ``None`` first, once anything said would be heard.
 
     Raises:
@@ -104,7 +130,7 @@ async def listen(redis_url: str, channel: str) -> AsyncGenerator[list[Change] | 
                     yield None
                 case {"type": "message", "data": bytes(data)}:
                     asked = False
-                    yield decode_changes(data)
+                    yield decode_announcements(data)
                 case _:
                     asked = False
 
@@ -128,17 +154,9 @@ def encode_changes(changes: Sequence[Change]) -> bytes:
     )
 
 
-def decode_changes(data: bytes) -> list[Change]:
-    """The inverse of ``encode_changes``."""
-    return [
-        Change(
-            doctor_id=doctor_id,
-            sequence=sequence,
-            at=datetime.fromisoformat(at),
-            effect=Effect(slots=tuple(map(_slot, slots)), appointments=tuple(map(_appointment, appointments))),
-        )
-        for doctor_id, sequence, at, slots, appointments in orjson.loads(data)
-    ]
+def decode_announcements(data: bytes) -> list[Announcement]:
+    """The inverse of ``encode_changes``, but for what is decoded once somebody wants to know."""
+    return [Announcement(*plain) for plain in orjson.loads(data)]
 
 
 def _slot(plain: list[Any]) -> SlotChange:

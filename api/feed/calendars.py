@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -44,13 +44,17 @@ class Lost(Exception):
 class CalendarReader:
     """One who follows a calendar. Use it once, and ``close`` it."""
 
-    def __init__(self, calendars: Calendars, doctor_id: str, window: FeedWindow) -> None:
+    def __init__(
+        self, calendars: Calendars, doctor_id: str, window: FeedWindow, *, on_too_slow: Callable[[], None]
+    ) -> None:
+        """``on_too_slow`` is called once, when more waits than may."""
+        self._on_too_slow = on_too_slow
         self._calendars = calendars
         self._doctor_id = doctor_id
         self._window = window
         self._waiting: deque[Change] = deque()
         self._wake = asyncio.Event()
-        self.too_slow = False
+        self._too_slow = False
         self._lost = False
         self.sequence = 0
         """Of what was given last."""
@@ -64,9 +68,12 @@ class CalendarReader:
 
     def tell(self, change: Change) -> None:
         """The next change."""
+        if self._lost or self._too_slow:
+            return
         if len(self._waiting) >= WAITING_MAX:
-            self.too_slow = True
-        elif not self._lost:
+            self._too_slow = True
+            self._on_too_slow()
+        else:
             self._waiting.append(change)
         self._wake.set()
 
@@ -113,7 +120,7 @@ class CalendarReader:
         """
         await self._wake.wait()
         self._wake.clear()
-        if self.too_slow:
+        if self._too_slow:
             raise TooSlow
         messages: list[Said] = []
         while self._waiting:

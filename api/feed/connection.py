@@ -9,14 +9,15 @@ from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
+from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from uvicorn.protocols.utils import ClientDisconnected
 
 from api.dependencies import Principal, authenticate
 from api.errors import Problem
-from api.feed.protocol import ABORT
 from api.gate import Gate
 from api.middleware import client_address
+from api.protocol import ABORT
 from persistence.unit_of_work import DatabaseUnavailable
 
 PROTOCOL: Final = "zapis.v1"
@@ -55,19 +56,21 @@ class FeedConnection:
         """Send a message; waits while the client does not read."""
         await self._websocket.send_text(message)
 
-    async def run(
-        self, feed: Callable[[], Awaitable[None]], *, too_slow: Callable[[], bool], tick: Callable[[], None]
-    ) -> None:
+    def cut_off_soon(self) -> None:
+        """The client does not keep up."""
+        cut_off_soon(self._websocket.scope)
+
+    async def run(self, feed: Callable[[], Awaitable[None]], *, tick: Callable[[], None]) -> None:
         """Let the feed go on until the client goes, the token expires or the account ends.
 
-        ``tick`` is called every ``PING_S``; a feed that is ``too_slow`` and does not end in time is cut off.
+        ``tick`` is called every ``PING_S``.
 
         Raises:
             Closed
         """
         feeding = asyncio.ensure_future(feed())
         hearing = asyncio.create_task(self._hear(), name="feed hears")
-        staying = asyncio.create_task(self._stay(tick, too_slow), name="feed stays")
+        staying = asyncio.create_task(self._stay(tick), name="feed stays")
         tasks = (feeding, hearing, staying)
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -90,16 +93,13 @@ class FeedConnection:
             if message["type"] == "websocket.disconnect":
                 return
 
-    async def _stay(self, tick: Callable[[], None], too_slow: Callable[[], bool]) -> None:
+    async def _stay(self, tick: Callable[[], None]) -> None:
         claims = self._gate.tokens.remembered(self._token)
         expires_at = time.time() if claims is None else claims.expires_at
         while True:
-            left_s = expires_at - time.time()
-            if left_s <= 0:
+            await asyncio.sleep(max(0.0, min(PING_S, expires_at - time.time())))
+            if time.time() >= expires_at:
                 raise Closed(UNAUTHENTICATED, "the token has expired")
-            await asyncio.sleep(min(PING_S, left_s))
-            if too_slow():
-                raise Closed(TOO_SLOW, "too slow")
             try:
                 self.principal = await authenticate(self._gate, self._token)
             except Problem:
@@ -132,6 +132,13 @@ async def admit(websocket: WebSocket, gate: Gate, origins: Sequence[str]) -> tup
     except DatabaseUnavailable:
         await close(websocket, TRY_AGAIN_LATER, "unavailable")
     return None
+
+
+def cut_off_soon(scope: Scope) -> None:
+    """Let the client take what is on its way, and be told why it ends; but not for long."""
+    abort: Callable[[], None] | None = scope.get(ABORT)
+    if abort is not None:
+        asyncio.get_running_loop().call_later(GOODBYE_S, abort)
 
 
 async def close(websocket: WebSocket, code: int, reason: str, abort: Callable[[], None] | None = None) -> None:

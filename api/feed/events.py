@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import Header, Path, Query, Request
@@ -19,11 +20,12 @@ from starlette.types import Receive, Scope, Send
 from api.dependencies import CurrentUser, authenticate, gate_of, problems
 from api.errors import Problem
 from api.feed.calendars import CalendarReader, Lost, NoSuchDoctor, Said, TooSlow
-from api.feed.connection import PING_S
+from api.feed.connection import PING_S, cut_off_soon
 from api.feed.feeds import Feeds, TooMany
 from api.feed.windows import FeedWindow
 from api.fields import Day, Id
-from api.middleware import leave_admission
+from api.middleware import HEAD, leave_admission
+from api.protocol import END
 from api.routing import router as strict_router
 from api.scheduling.slots import check_days
 
@@ -55,9 +57,12 @@ class EventStream(StreamingResponse):
         self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
+        """Send them; who asks by HEAD wants none."""
         async with self._stack:
-            await super().__call__(scope, receive, send)
+            if scope.get(HEAD):
+                await Response(media_type=self.media_type)(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
 
 
 @router.get(
@@ -86,7 +91,8 @@ async def follow_changes(
             await stack.enter_async_context(feeds.connections.one_more(principal.user_id))
         except TooMany as told:
             raise Problem("rate_limited", f"{str(told).capitalize()}.", retry_after_s=60) from None
-        reader = CalendarReader(feeds.calendars, doctor_id, FeedWindow(first_day, last_day, now))
+        window = FeedWindow(first_day, last_day, now)
+        reader = CalendarReader(feeds.calendars, doctor_id, window, on_too_slow=partial(cut_off_soon, request.scope))
         stack.callback(reader.close)
         messages = reader.first(None if since is None else int(since))
         try:
@@ -94,6 +100,7 @@ async def follow_changes(
         except NoSuchDoctor:
             raise Problem("not_found", "There is no such doctor.") from None
         leave_admission(request.scope)
+        request.scope[END] = reader.lose
         return EventStream(_events(request, reader, first, messages), stack.pop_all())
     raise AssertionError("the stack swallows nothing")
 

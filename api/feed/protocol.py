@@ -8,8 +8,8 @@ from typing import Final, cast
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
-ABORT: Final = "zapis.abort"
-"""Where a WebSocket's scope has the function that ends the connection at once."""
+from api.protocol import ABORT
+
 COME_BACK_WITHIN_S: Final = 10.0
 
 

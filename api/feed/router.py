@@ -43,7 +43,7 @@ async def doctor_feed(websocket: WebSocket) -> None:
     async def follow(connection: FeedConnection) -> None:
         doctor_id = _doctor_id(websocket)
         window, since = _window(websocket)
-        reader = CalendarReader(feeds.calendars, doctor_id, window)
+        reader = CalendarReader(feeds.calendars, doctor_id, window, on_too_slow=connection.cut_off_soon)
         ticked = False
 
         def tick() -> None:
@@ -63,7 +63,7 @@ async def doctor_feed(websocket: WebSocket) -> None:
                     await connection.send(_ping(reader.sequence))
 
         try:
-            await connection.run(feed, too_slow=lambda: reader.too_slow, tick=tick)
+            await connection.run(feed, tick=tick)
         except NoSuchDoctor:
             raise Closed(NO_SUCH_DOCTOR, "there is no such doctor") from None
         finally:
@@ -101,7 +101,7 @@ async def my_feed(websocket: WebSocket) -> None:
                     await connection.send(_ping(None))
 
         try:
-            await connection.run(feed, too_slow=lambda: False, tick=tick)
+            await connection.run(feed, tick=tick)
         finally:
             reader.close()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -32,7 +32,19 @@ RECENT_MAX: Final = 128
 
 log = structlog.get_logger()
 
-Listen = Callable[[], AsyncIterator[list[Change] | None]]
+
+class Announced(Protocol):
+    """A change that was announced: see ``persistence.announcements.Announcement``."""
+
+    doctor_id: str
+    sequence: int
+
+    def change(self) -> Change:
+        """All of it."""
+        ...
+
+
+Listen = Callable[[], AsyncIterator[Sequence[Announced] | None]]
 
 
 class Log(Protocol):
@@ -164,28 +176,33 @@ class ChangeStream:
     async def _hear_all(self) -> None:
         while True:
             try:
-                async for changes in self._listen():
+                async for announced in self._listen():
                     self._listening = True
-                    if changes is None:
+                    if announced is None:
                         self._asking.set()  # What was announced while nobody listened is found now.
                         continue
-                    for change in changes:
-                        self.hear(change)
+                    for each in announced:
+                        self.hear(each)
             except (RedisError, OSError, TimeoutError) as failure:
                 if self._listening:
                     log.warning("announcements_lost", reason=type(failure).__name__)
             self._listening = False
             await asyncio.sleep(RETRY_S)
 
-    def hear(self, change: Change) -> None:
+    def hear(self, announced: Announced) -> None:
         """Take in an announcement: pass it on if it is its calendar's next, else see what is missing."""
-        known = self._sequences.get(change.doctor_id, 0)
-        if change.sequence <= known:
+        doctor_id, sequence = announced.doctor_id, announced.sequence
+        known = self._sequences.get(doctor_id, 0)
+        if sequence <= known:
             return
-        if change.sequence == known + 1 and change.doctor_id not in self._healing:
-            self._pass_on(change)
+        if sequence == known + 1 and doctor_id not in self._healing and self._wanted(doctor_id):
+            self._pass_on(announced.change())
         else:
-            self._is_at(change.doctor_id, change.sequence)
+            self._is_at(doctor_id, sequence)
+
+    def _wanted(self, doctor_id: str) -> bool:
+        """Whether its changes may concern anybody here."""
+        return doctor_id in self._lines or bool(self._concerned)
 
     def _pass_on(self, change: Change) -> None:
         self._sequences[change.doctor_id] = change.sequence
@@ -202,7 +219,7 @@ class ChangeStream:
 
     def _is_at(self, doctor_id: str, sequence: int) -> None:
         """The calendar has come so far, and not all of it was heard."""
-        if doctor_id not in self._lines and not self._concerned:
+        if not self._wanted(doctor_id):
             self._sequences[doctor_id] = max(sequence, self._sequences.get(doctor_id, 0))
             return
         self._ahead[doctor_id] = max(sequence, self._ahead.get(doctor_id, 0))

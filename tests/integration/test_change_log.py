@@ -19,7 +19,14 @@ from actors.journal import EventRow
 from actors.messages import HoldReleased
 from cluster.data_directory import LOOPBACK, free_port
 from cluster.embedded import EmbeddedValkey
-from persistence.announcements import RedisAnnouncer, channel_of, decode_changes, encode_changes, listen
+from persistence.announcements import (
+    Announcement,
+    RedisAnnouncer,
+    channel_of,
+    decode_announcements,
+    encode_changes,
+    listen,
+)
 from persistence.change_log import ChangeLog
 from persistence.database import open_database
 from persistence.journal import PostgresJournal
@@ -74,7 +81,7 @@ async def test_the_journal_tells_what_each_event_changed_as_it_is_announced(
 
     read = await change_log.after(HOUSE, 1)
     assert read == changes_of(rows)
-    assert decode_changes(encode_changes(read)) == read
+    assert heard_as(decode_announcements(encode_changes(read))) == read
     assert await change_log.after(HOUSE, 3) == read[2:]
     assert await change_log.after(HOUSE, rows[-1].sequence) == []
     (opened,) = (await change_log.after(HOUSE, 0))[:1]
@@ -159,7 +166,7 @@ async def test_what_is_announced_is_heard(valkey: EmbeddedValkey, owner: Owner) 
     async with asyncio.timeout(PATIENCE_S):
         assert await anext(hearing) is None
         announcer.announce(rows)
-        assert await anext(hearing) == changes_of(rows)
+        assert heard_as(await anext(hearing)) == changes_of(rows)
     await hearing.aclose()
     await announcer.close()
 
@@ -186,9 +193,7 @@ async def test_announcing_never_waits_and_goes_on_when_redis_comes_back(tmp_path
         async with asyncio.timeout(PATIENCE_S):
             hearing = await heard(url, "zapis:away:changes")
             announcer.announce([row])
-            heard_now = await anext(hearing)
-            assert heard_now is not None
-            assert heard_now[-1:] == changes_of([row])
+            assert heard_as(await anext(hearing))[-1:] == changes_of([row])
         await hearing.aclose()
     finally:
         await announcer.close()
@@ -218,7 +223,7 @@ async def test_who_listens_notices_a_redis_that_says_nothing() -> None:
                 await anext(hearing)
 
 
-async def heard(redis_url: str, channel: str) -> AsyncGenerator[list[Change] | None]:
+async def heard(redis_url: str, channel: str) -> AsyncGenerator[list[Announcement] | None]:
     """Announcements, once Redis is there."""
     while True:
         hearing = listen(redis_url, channel)
@@ -228,6 +233,12 @@ async def heard(redis_url: str, channel: str) -> AsyncGenerator[list[Change] | N
             await asyncio.sleep(0.05)
         else:
             return hearing
+
+
+def heard_as(announced: list[Announcement] | None) -> list[Change]:
+    """What was said."""
+    assert announced is not None
+    return [each.change() for each in announced]
 
 
 def changes_of(rows: list[EventRow]) -> list[Change]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -12,6 +15,10 @@ import pytest
 import pytest_asyncio
 from websockets.exceptions import InvalidStatus
 
+import api.feed.calendars
+from actors.changes import Change
+from api.accounts.tokens import AccessTokens
+from api.feed.windows import FeedWindow
 from persistence.identifiers import new_id
 from tests.integration.feeds import JSON, feed, served
 from tests.integration.practice import Practice, days_on, eventually
@@ -200,6 +207,100 @@ async def test_many_readers_of_a_calendar_see_the_same(practice: Practice, port:
     calendars = await asyncio.gather(*readers)
     expected = await searched(practice, doctor.doctor_id)
     assert [calendar for calendar in calendars if calendar != expected] == []
+
+
+async def test_a_token_that_expires_ends_the_feed(practice: Practice, port: int) -> None:
+    doctor, _ = await practice.doctor_with_slots(1)
+    patient = await practice.people.patient()
+    settings = practice.api.services.settings
+    short_lived = AccessTokens(
+        issuer=settings.token_issuer,
+        audience=settings.token_audience,
+        ttl_s=2,
+        unit_of_work=practice.api.services.unit_of_work,
+    )
+    await short_lived.open()
+    for path in (f"doctors/{doctor.doctor_id}/feed", "me/feed"):
+        token = await short_lived.sign(user_id=patient.user_id, session_id=new_id(), session_generation=0)
+        async with feed(port, path, None, token=token) as calendar:
+            assert await calendar.end() == (4401, "the token has expired")
+
+
+async def test_who_does_not_keep_up_is_closed_and_comes_back(
+    practice: Practice, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.feed.calendars, "WAITING_MAX", 2)
+    doctor, slots = await practice.doctor_with_slots(1)
+    patient = await practice.people.patient()
+    path = f"doctors/{doctor.doctor_id}/feed"
+    async with feed(port, path, patient) as calendar:
+        await calendar.hear()
+        calendars = practice.api.app.state.feeds.calendars
+        in_words, may_go_on = calendars.message, asyncio.Event()
+
+        async def slowly(change: Change, window: FeedWindow) -> str:
+            await may_go_on.wait()
+            words: str = await in_words(change, window)
+            return words
+
+        monkeypatch.setattr(calendars, "message", slowly)
+        (reader,) = calendars.stream.line(doctor.doctor_id).followers
+        for _ in range(3):
+            visit = await practice.book(patient, slots[0])
+            await practice.change(patient, visit, "cancel")
+        await eventually(lambda: _true(reader._too_slow))
+        may_go_on.set()
+        assert [(await calendar.hear())["sequence"] for _ in range(3)] == [2, 3, 4], "what it took"
+        assert (await calendar.end())[0] == 4008
+    async with feed(port, path, patient, since="4") as again:
+        assert [(await again.hear())["sequence"] for _ in range(3)] == [5, 6, 7]
+
+
+async def test_feeds_are_bounded(practice: Practice, port: int) -> None:
+    doctor, _ = await practice.doctor_with_slots(1)
+    patient, other = await practice.people.patient(), await practice.people.patient()
+    path = f"doctors/{doctor.doctor_id}/feed"
+    most = practice.api.services.settings.feed_connections_per_user_max
+    async with AsyncExitStack() as stack:
+        for _ in range(most):
+            calendar = await stack.enter_async_context(feed(port, path, patient))
+            await calendar.hear()
+        async with feed(port, "me/feed", patient) as one_more:
+            assert await one_more.end() == (1013, "you have too many feeds open")
+        async with feed(port, path, other) as calendar:
+            assert (await calendar.hear())["type"] == "snapshot"
+        events = await practice.send(patient, "GET", f"/v1/doctors/{doctor.doctor_id}/changes")
+        assert (events.status_code, events.json()["code"]) == (429, "rate_limited")
+    await eventually(lambda: _true(practice.api.app.state.feeds.connections.open == 0))
+
+
+async def test_a_restart_ends_feeds_with_a_hint_when_to_come_back(practice: Practice) -> None:
+    doctor, _ = await practice.doctor_with_slots(1)
+    patient = await practice.people.patient()
+    async with AsyncExitStack() as stack:
+        async with served(practice.api.app) as port:
+            calendar = await stack.enter_async_context(feed(port, f"doctors/{doctor.doctor_id}/feed", patient))
+            await calendar.hear()
+            client = await stack.enter_async_context(httpx.AsyncClient(headers=patient.headers, timeout=20))
+            url = f"http://127.0.0.1:{port}/v1/doctors/{doctor.doctor_id}/changes"
+            answer = await stack.enter_async_context(client.stream("GET", url))
+            events = _events(answer)
+            await anext(events)
+            began = time.monotonic()
+        code, reason = await calendar.end()
+        assert code == 1012
+        assert re.fullmatch(r"restart: come back in \d+\.\d s", reason)
+        assert await anext(events, None) is None, "an event stream ends too"
+        assert time.monotonic() - began < 5
+
+
+async def test_who_asks_for_the_head_of_a_stream_gets_that(practice: Practice, port: int) -> None:
+    doctor, _ = await practice.doctor_with_slots(1)
+    patient = await practice.people.patient()
+    async with httpx.AsyncClient(headers=patient.headers, timeout=10) as client:
+        answer = await client.head(f"http://127.0.0.1:{port}/v1/doctors/{doctor.doctor_id}/changes")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
 
 
 async def test_the_same_changes_as_events_over_http(practice: Practice, port: int) -> None:

@@ -21,6 +21,18 @@ from tests.given import NOW
 PATIENCE_S = 10.0
 
 
+class Announced:
+    """A change as it is heard."""
+
+    def __init__(self, change: Change) -> None:
+        self.doctor_id = change.doctor_id
+        self.sequence = change.sequence
+        self._change = change
+
+    def change(self) -> Change:
+        return self._change
+
+
 class Journal:
     """What is committed, and how those who announce it go about it."""
 
@@ -30,7 +42,7 @@ class Journal:
         self.untold: set[str] = set()
         """Calendars whose events do not say what they changed."""
         self.asked = 0
-        self._announced: asyncio.Queue[list[Change] | Exception] = asyncio.Queue()
+        self._announced: asyncio.Queue[list[Announced] | Exception] = asyncio.Queue()
 
     def commit(self, doctor_id: str, *, patient_id: str = "anna") -> Change:
         """The calendar's next change."""
@@ -43,13 +55,13 @@ class Journal:
 
     def announce(self, *changes: Change) -> None:
         """These are heard by whoever listens."""
-        self._announced.put_nowait(list(changes))
+        self._announced.put_nowait([Announced(change) for change in changes])
 
     def cut(self) -> None:
         """Redis is gone for a moment."""
         self._announced.put_nowait(RedisAway("gone"))
 
-    async def listen(self) -> AsyncIterator[list[Change] | None]:
+    async def listen(self) -> AsyncIterator[list[Announced] | None]:
         """See ``persistence.announcements.listen``."""
         yield None
         while True:
