@@ -362,9 +362,8 @@ def appointment_plain(appointment: AppointmentState, *, doctor_id: str, displace
 
 def _effect(calendar: Calendar, event: Event) -> Effect:
     slots = [calendar.slots[slot_id] for slot_id in calendar.changes.latest_slots]
-    if len(slots) > 1:
-        slots.sort(key=start_of)
-    appointments = [calendar.appointments[each] for each in calendar.changes.latest_appointments]
+    slots.sort(key=lambda slot: (slot.start, slot.id))
+    appointments = [calendar.appointments[each] for each in sorted(calendar.changes.latest_appointments)]
     if isinstance(event, AppointmentMovedOut):
         appointments = [event.appointment]
     return Effect(

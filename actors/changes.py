@@ -37,8 +37,9 @@ class Effect:
     """All that an event changed."""
 
     slots: tuple[SlotChange, ...] = ()
-    """By start."""
+    """By start, then id."""
     appointments: tuple[AppointmentChange, ...] = ()
+    """By id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

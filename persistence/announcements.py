@@ -37,6 +37,10 @@ def channel_of(namespace: str) -> str:
     return f"zapis:{namespace}:changes"
 
 
+class UnreadableAnnouncement(Exception):
+    """Something was announced that is no announcement of ours."""
+
+
 class Announcement:
     """A change that was announced. Every process hears all of them and most concern nobody there."""
 
@@ -111,6 +115,7 @@ async def listen(redis_url: str, channel: str) -> AsyncGenerator[list[Announceme
 
     Raises:
         RedisError, OSError: Redis is away, or has gone silent.
+        UnreadableAnnouncement
     """
     redis = Redis.from_url(
         redis_url, socket_timeout=SILENCE_MAX_S, socket_connect_timeout=TIMEOUT_S, protocol=3, retry=None
@@ -155,8 +160,15 @@ def encode_changes(changes: Sequence[Change]) -> bytes:
 
 
 def decode_announcements(data: bytes) -> list[Announcement]:
-    """The inverse of ``encode_changes``, but for what is decoded once somebody wants to know."""
-    return [Announcement(*plain) for plain in orjson.loads(data)]
+    """The inverse of ``encode_changes``, but for what is decoded once somebody wants to know.
+
+    Raises:
+        UnreadableAnnouncement: it is of another release.
+    """
+    try:
+        return [Announcement(*plain) for plain in orjson.loads(data)]
+    except (ValueError, TypeError) as error:
+        raise UnreadableAnnouncement(type(error).__name__) from error
 
 
 def _slot(plain: list[Any]) -> SlotChange:

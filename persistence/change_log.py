@@ -14,6 +14,8 @@ from persistence.unit_of_work import UnitOfWork
 
 CHANGES_MAX: Final = 500
 """Read in one go."""
+REPLAY_MAX: Final = 10_000
+"""Who is further behind begins anew: looking at the calendar is less than hearing all of that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +93,19 @@ class ChangeLog:
         )
 
     async def reaches(self, doctor_id: str, sequence: int) -> bool | None:
-        """Whether the calendar has had that number and every event after it says what it changed; ``None``: no such.
+        """Whether all that came after that number can be told; ``None``: no such calendar.
 
-        The oldest events do not say so.
+        Not where the calendar never had it, where it is too far behind, or where events are so old that they do not say
+        what they changed.
         """
         async with self._begin() as work:
             reached = (await work.connection.execute(_SEQUENCE, {"doctor_id": doctor_id})).scalar_one_or_none()
             if reached is None:
                 return None
+            if not reached - REPLAY_MAX <= sequence <= reached:
+                return False
             untold = await work.connection.execute(_UNTOLD, {"doctor_id": doctor_id, "sequence": sequence})
-            return sequence <= reached and untold.first() is None
+            return untold.first() is None
 
     async def after(self, doctor_id: str, sequence: int) -> list[Change]:
         """The changes that follow, without a gap, at most ``CHANGES_MAX``; none where an event does not say its own."""

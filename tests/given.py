@@ -98,7 +98,9 @@ class Story:
             changed = {slot_id for slot_id, status in after.items() if before.get(slot_id) != status}
             assert changed <= set(told), "a slot changed and the effect does not say so"
             assert told.items() <= after.items(), "the effect says of a slot what is not so"
-            assert [slot.start for slot in effect.slots] == sorted(slot.start for slot in effect.slots)
+            order = [(slot.start, slot.id) for slot in effect.slots]
+            assert order == sorted(order)
+            assert [each.id for each in effect.appointments] == sorted(each.id for each in effect.appointments)
         return self
 
     def _statuses(self) -> dict[str, str]:

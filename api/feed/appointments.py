@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Final
 
 from actors.changes import AppointmentChange
@@ -26,9 +26,10 @@ class AppointmentReader:
         self,
         stream: ChangeStream,
         services: Services,
-        principal: Callable[[], Principal],
+        principal: Callable[[], Awaitable[Principal]],
         view: Callable[[], AppointmentView],
     ) -> None:
+        """``principal`` says who the user is now, and for whom they may book."""
         self._stream = stream
         self._services = services
         self._principal = principal
@@ -37,6 +38,7 @@ class AppointmentReader:
         self._changed: set[str] = set()
         self._told: dict[str, int] = {}
         """The version of each appointment that was told."""
+        self._begins_anew = False
         self._wake = asyncio.Event()
         self._wake.set()
 
@@ -51,6 +53,11 @@ class AppointmentReader:
             self._changed.add(change.id)
             self._wake.set()
 
+    def lose(self) -> None:
+        """See ``Concerned``."""
+        self._begins_anew = True
+        self._wake.set()
+
     def wake(self) -> None:
         """Have ``next`` come to an end, and see for whom the user may book now."""
         self._wake.set()
@@ -63,11 +70,12 @@ class AppointmentReader:
         """
         await self._wake.wait()
         self._wake.clear()
-        mine = set(self._principal().patient_keys)
-        new = mine - self._patients
+        mine = set((await self._principal()).patient_keys)
+        new = mine if self._begins_anew else mine - self._patients
+        self._begins_anew = False
         for patient_id in self._patients - mine:
             self._stream.unconcern(patient_id, self)
-        for patient_id in new:
+        for patient_id in mine - self._patients:
             self._stream.concern(patient_id, self)
         self._patients = mine
         changed, self._changed = self._changed, set()

@@ -21,8 +21,11 @@ from persistence.change_log import ChangeLog
 WAITING_MAX: Final = 256
 """Changes that wait for one reader; past it the reader is too slow."""
 SNAPSHOT_AGE_MAX_S: Final = 1.0
+SNAPSHOTS_MAX: Final = 64
 WORDS_MAX: Final = 4096
 """Messages that are kept for the next who needs the same one."""
+WORDS_LENGTH_MAX: Final = 8 * 1024
+"""Longer ones are not: few changes touch that many slots."""
 
 
 Said = tuple[int, str]
@@ -155,19 +158,27 @@ class Calendars:
         zones = sorted((await self._locations.locations()).value.by_timezone)
         key = (doctor_id, window.key(zones))
         lock = self._reading.setdefault(key, asyncio.Lock())
+        clock = asyncio.get_running_loop().time
+        asked_at = clock()
         try:
-            async with lock:  # A thousand who come at once look at one.
+            async with lock:  # A thousand who come at once look at one, however long it takes to read.
                 known = self._snapshots.get(key)
-                now = asyncio.get_running_loop().time()
-                if known is None or now - known[0] > SNAPSHOT_AGE_MAX_S:
-                    known = (now, *await self._read_snapshot(doctor_id, window, zones))
-                    self._snapshots[key] = known
-                    if len(self._snapshots) > WORDS_MAX:
-                        self._snapshots.popitem(last=False)
+                if known is None or known[0] < asked_at - SNAPSHOT_AGE_MAX_S:
+                    read_at = clock()
+                    known = (read_at, *await self._read_snapshot(doctor_id, window, zones))
+                    self._keep(key, known)
         finally:
             if not lock.locked():
                 self._reading.pop(key, None)
         return known[1], known[2]
+
+    def _keep(self, key: tuple[str, tuple[Bounds, ...]], snapshot: tuple[float, int, str]) -> None:
+        """For those who come at the same time; what is older is of no use."""
+        self._snapshots[key] = snapshot
+        self._snapshots.move_to_end(key)
+        oldest = snapshot[0] - SNAPSHOT_AGE_MAX_S
+        while len(self._snapshots) > SNAPSHOTS_MAX or next(iter(self._snapshots.values()))[0] < oldest:
+            self._snapshots.popitem(last=False)
 
     async def _read_snapshot(self, doctor_id: str, window: FeedWindow, zones: Iterable[str]) -> tuple[int, str]:
         now = datetime.now(UTC)
@@ -207,9 +218,10 @@ class Calendars:
         if words is None:
             slots = await self._shown(change.doctor_id, change.effect.slots, window)
             words = encoded({"type": "change", "sequence": change.sequence, "at": change.at, "slots": slots}).decode()
-            self._words[key] = words
-            if len(self._words) > WORDS_MAX:
-                self._words.popitem(last=False)
+            if len(words) <= WORDS_LENGTH_MAX:
+                self._words[key] = words
+                if len(self._words) > WORDS_MAX:
+                    self._words.popitem(last=False)
         return words
 
     async def _shown(self, doctor_id: str, slots: Iterable[SlotChange], window: FeedWindow) -> list[dict[str, Any]]:

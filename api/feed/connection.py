@@ -81,6 +81,20 @@ class FeedConnection:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def refreshed(self) -> Principal:
+        """Who it is, as is known now.
+
+        Raises:
+            Closed: they have signed out, or the account has ended.
+        """
+        try:
+            self.principal = await authenticate(self._gate, self._token)
+        except Problem:
+            raise Closed(UNAUTHENTICATED, "signed out") from None
+        except DatabaseUnavailable:
+            pass  # Who was let in may stay while nobody can be asked.
+        return self.principal
+
     async def close(self, code: int, reason: str) -> None:
         """End it; a client that does not read is cut off."""
         abort: Callable[[], None] | None = self._websocket.scope.get(ABORT)
@@ -100,12 +114,7 @@ class FeedConnection:
             await asyncio.sleep(max(0.0, min(PING_S, expires_at - time.time())))
             if time.time() >= expires_at:
                 raise Closed(UNAUTHENTICATED, "the token has expired")
-            try:
-                self.principal = await authenticate(self._gate, self._token)
-            except Problem:
-                raise Closed(UNAUTHENTICATED, "signed out") from None
-            except DatabaseUnavailable:
-                pass  # Who was let in may stay while nobody can be asked.
+            await self.refreshed()
             tick()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Final
@@ -28,6 +28,7 @@ from api.middleware import HEAD, leave_admission
 from api.protocol import END
 from api.routing import router as strict_router
 from api.scheduling.slots import check_days
+from persistence.unit_of_work import DatabaseUnavailable
 
 RETRY_MS: Final = 3000
 SINCE: Final = r"^\d{1,18}$"
@@ -53,7 +54,8 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncIterator[bytes], stack: AsyncExitStack, status_code: int = 200) -> None:
-        super().__init__(events, status_code)
+        # The connection ends with it: one that has to be cut off may not be another request's by then.
+        super().__init__(events, status_code, headers={"connection": "close"})
         self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,24 +111,28 @@ async def _events(
     request: Request, reader: CalendarReader, first: Said | None, messages: AsyncIterator[Said]
 ) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
+    token = request.headers["authorization"].partition(" ")[2]
     yield b"retry: %d\n\n" % RETRY_MS
     if first is not None:
         yield _event(*first)
     try:
         async for said in messages:
             yield _event(*said)
+        ping_at = loop.time() + PING_S
         while True:
-            pinging = loop.call_later(PING_S, reader.wake)
+            pinging = loop.call_at(ping_at, reader.wake)
             try:
                 changes = await reader.next()
             finally:
                 pinging.cancel()
             for said in changes:
                 yield _event(*said)
-            if not changes:
-                await authenticate(gate_of(request), request.headers["authorization"].partition(" ")[2])
+            if loop.time() >= ping_at:
+                ping_at = loop.time() + PING_S
+                with suppress(DatabaseUnavailable):  # Who was let in may stay while nobody can be asked.
+                    await authenticate(gate_of(request), token)
                 yield b": ping\n\n"
-    except (TooSlow, Lost, Problem):
+    except (TooSlow, Lost, Problem, DatabaseUnavailable):
         return  # The client comes back with what it has, and is told why if it may not.
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from typing import Final
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
@@ -27,11 +28,13 @@ from api.feed.connection import (
 )
 from api.feed.feeds import Feeds, TooMany
 from api.feed.windows import FeedWindow
+from api.fields import Day
 from api.scheduling.appointment_view import AppointmentView
 from api.scheduling.slots import check_days
 from persistence.unit_of_work import DatabaseUnavailable
 
 SINCE_DIGITS_MAX: Final = 18
+_DAY: Final[TypeAdapter[date]] = TypeAdapter(Day)
 
 Feed = Callable[[FeedConnection], Awaitable[None]]
 
@@ -81,7 +84,7 @@ async def my_feed(websocket: WebSocket) -> None:
         reader = AppointmentReader(
             feeds.calendars.stream,
             feeds.services,
-            lambda: connection.principal,
+            connection.refreshed,
             lambda: AppointmentView(feeds.services, locations, connection.principal),
         )
         ticked = False
@@ -161,9 +164,9 @@ def _window(websocket: WebSocket) -> tuple[FeedWindow, int | None]:
     query = websocket.query_params
     now = datetime.now(UTC)
     try:
-        first_day, last_day = (date.fromisoformat(query[name]) if name in query else None for name in ("from", "to"))
+        first_day, last_day = (_DAY.validate_python(query[name]) if name in query else None for name in ("from", "to"))
         check_days(first_day, last_day, now)
-    except ValueError:
+    except ValidationError:
         raise Closed(POLICY_VIOLATION, "from and to should be days, as 2026-11-24") from None
     except Problem as problem:
         raise Closed(POLICY_VIOLATION, f"from and to: {problem.detail}"[:120]) from None

@@ -22,6 +22,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from actors.changes import AppointmentChange, Change
+from persistence.announcements import UnreadableAnnouncement
 from persistence.change_log import Reached
 from persistence.unit_of_work import DatabaseUnavailable
 
@@ -76,6 +77,10 @@ class Concerned(Protocol):
 
     def note(self, change: AppointmentChange) -> None:
         """One of them has changed. Does not wait."""
+        ...
+
+    def lose(self) -> None:
+        """Some may have changed that cannot be told: look at all of them."""
         ...
 
 
@@ -183,7 +188,7 @@ class ChangeStream:
                         continue
                     for each in announced:
                         self.hear(each)
-            except (RedisError, OSError, TimeoutError) as failure:
+            except (RedisError, OSError, TimeoutError, UnreadableAnnouncement) as failure:
                 if self._listening:
                     log.warning("announcements_lost", reason=type(failure).__name__)
             self._listening = False
@@ -237,10 +242,12 @@ class ChangeStream:
                 except DatabaseUnavailable:
                     await asyncio.sleep(RETRY_S)
                     continue
-                if not changes:
+                if not changes and self._sequences.get(doctor_id, 0) == known:
                     self._give_up(doctor_id)
                 for change in changes:
-                    self._pass_on(change)
+                    # While nobody wanted them, the number may have gone on by itself.
+                    if change.sequence == self._sequences.get(doctor_id, 0) + 1:
+                        self._pass_on(change)
         finally:
             del self._healing[doctor_id]
             self._ahead.pop(doctor_id, None)
@@ -254,6 +261,9 @@ class ChangeStream:
             line.recent.clear()
             for follower in tuple(line.followers):
                 follower.lose()
+        for there in tuple(self._concerned.values()):
+            for concerned in tuple(there):
+                concerned.lose()
 
     # Asking
 

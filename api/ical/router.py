@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Annotated, Final
@@ -39,6 +40,7 @@ SECRET_BYTES: Final = 32
 KEPT: Final = timedelta(days=30)
 """Visits of so long ago are still in the file, cancelled ones too: a calendar program has to hear of it."""
 VISITS_MAX: Final = 500
+"""So many coming ones, and as many past ones."""
 MAX_AGE_S: Final = 300
 
 router = strict_router(prefix="/v1", tag="Calendar files")
@@ -97,7 +99,10 @@ async def make_link(request: Request, principal: CurrentUser, services: TheServi
         links = CalendarLinks(work.connection)
         if not await links.add(link, secret_hash=_hash(secret), most=LINKS_MAX):
             raise Problem("limit_reached", f"You may have {LINKS_MAX} links: revoke one.")
-    url = f"{str(request.base_url).rstrip('/')}/v1/calendars/{secret}.ics"
+    base = request.base_url
+    if request.headers.get("x-forwarded-proto") == "https":  # Whoever makes that up is told what they made up.
+        base = base.replace(scheme="https")
+    url = f"{str(base).rstrip('/')}/v1/calendars/{secret}.ics"
     return Json({"id": link.id, "created_at": link.created_at, "url": url}, status_code=201)
 
 
@@ -143,16 +148,20 @@ async def subscribed_file(
     async with services.unit_of_work() as work:
         user_id = await CalendarLinks(work.connection).user_of(_hash(secret))
     access = None if user_id is None else await gate.principals.get(user_id)
-    if access is None or access.disabled:
+    is_doctor = access is not None and access.role is Role.DOCTOR
+    if access is None or access.disabled or (is_doctor and access.doctor_id is None):
         raise Problem("not_found", "There is no such calendar.")
-    search = AppointmentSearch(
+    today = datetime.now(UTC).date()
+    coming = AppointmentSearch(
         limit=VISITS_MAX,
-        patient_ids=None if access.role is Role.DOCTOR else sorted(access.patient_keys),
-        doctor_id=access.doctor_id if access.role is Role.DOCTOR else None,
-        first_day=(datetime.now(UTC) - KEPT).date(),
+        patient_ids=None if is_doctor else sorted(access.patient_keys),
+        doctor_id=access.doctor_id if is_doctor else None,
+        first_day=today,
     )
+    past = replace(coming, first_day=today - KEPT, last_day=today - timedelta(days=1))
     async with services.unit_of_work() as work:
-        rows = await Appointments(work.connection).search(search)
+        appointments = Appointments(work.connection)
+        rows = [*await appointments.search(past), *await appointments.search(coming)]
     return await _answered(request, rows, services.unit_of_work(), access.role, locations, name="zapis")
 
 
@@ -166,6 +175,8 @@ async def _answered(
     name: str,
 ) -> Response:
     now = datetime.now(UTC)
+    for location_id in {row.location_id for row in rows}:
+        await locations.timezone_of(location_id)  # It may have been made a moment ago.
     places = (await locations.locations()).value.by_id
     async with unit_of_work as work:
         directory = Directory(work.connection, work.vault)

@@ -27,7 +27,7 @@ from persistence.announcements import (
     encode_changes,
     listen,
 )
-from persistence.change_log import ChangeLog
+from persistence.change_log import REPLAY_MAX, ChangeLog
 from persistence.database import open_database
 from persistence.journal import PostgresJournal
 from persistence.sealed import Vault
@@ -126,6 +126,9 @@ async def test_how_far_the_journal_reaches(database_url: str, owner: Owner, chan
     assert await change_log.reaches(HOUSE, 1) is True
     assert await change_log.reaches(HOUSE, 2) is False
     assert await change_log.reaches(uid("nobody"), 0) is None
+    run_sql(database_url, "UPDATE calendar SET sequence = %s WHERE doctor_id = %s", REPLAY_MAX + 1, HOUSE)
+    assert await change_log.reaches(HOUSE, 0) is False, "too far behind"
+    assert await change_log.reaches(HOUSE, 1) is True
     run_sql(database_url, "UPDATE event SET effect = NULL WHERE doctor_id = %s", HOUSE)
     assert await change_log.reaches(HOUSE, 0) is False
     assert await change_log.reaches(HOUSE, 1) is True

@@ -16,6 +16,7 @@ import pytest_asyncio
 from websockets.exceptions import InvalidStatus
 
 import api.feed.calendars
+import api.feed.events
 from actors.changes import Change
 from api.accounts.tokens import AccessTokens
 from api.feed.windows import FeedWindow
@@ -155,7 +156,14 @@ async def test_how_feeds_end(practice: Practice, port: int) -> None:
     for doctor_id in (new_id(), "nobody", practice.location_id):
         async with feed(port, f"doctors/{doctor_id}/feed", patient) as nowhere:
             assert (await nowhere.end())[0] == 4404
-    for query in ({"since": "x"}, {"since": "-1"}, {"from_": "tomorrow"}, {"from_": "2026-01-02", "to": "2026-01-01"}):
+    for query in (
+        {"from_": "9999-12-31"},
+        {"from_": "20261124"},
+        {"since": "x"},
+        {"since": "-1"},
+        {"from_": "tomorrow"},
+        {"from_": "2026-01-02", "to": "2026-01-01"},
+    ):
         async with feed(port, path, patient, **query) as odd:
             assert (await odd.end())[0] == 1008
     with pytest.raises(InvalidStatus) as refused:
@@ -209,7 +217,9 @@ async def test_many_readers_of_a_calendar_see_the_same(practice: Practice, port:
     assert [calendar for calendar in calendars if calendar != expected] == []
 
 
-async def test_a_token_that_expires_ends_the_feed(practice: Practice, port: int) -> None:
+async def test_a_token_that_expires_ends_the_feed(
+    practice: Practice, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     doctor, _ = await practice.doctor_with_slots(1)
     patient = await practice.people.patient()
     settings = practice.api.services.settings
@@ -224,6 +234,14 @@ async def test_a_token_that_expires_ends_the_feed(practice: Practice, port: int)
         token = await short_lived.sign(user_id=patient.user_id, session_id=new_id(), session_generation=0)
         async with feed(port, path, None, token=token) as calendar:
             assert await calendar.end() == (4401, "the token has expired")
+
+    monkeypatch.setattr(api.feed.events, "PING_S", 0.5)
+    token = await short_lived.sign(user_id=patient.user_id, session_id=new_id(), session_generation=0)
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=20) as client:
+        url = f"http://127.0.0.1:{port}/v1/doctors/{doctor.doctor_id}/changes"
+        async with client.stream("GET", url) as answer, asyncio.timeout(10):
+            events = [event async for event in _events(answer)]
+            assert [kind for kind, _, _ in events] == ["snapshot"], "and then it ended"
 
 
 async def test_who_does_not_keep_up_is_closed_and_comes_back(

@@ -238,13 +238,44 @@ async def test_many_missing_changes_come_in_order() -> None:
         assert line.since(line.sequence - RECENT_MAX - 1) is None
 
 
+async def test_what_is_read_late_does_not_take_a_calendar_back() -> None:
+    journal, first, second = Journal(), Reader(), Reader()
+    async with following(journal) as stream:
+        stream.follow("house", first)
+        may_read = asyncio.Event()
+        after = journal.after
+
+        async def late(doctor_id: str, sequence: int) -> list[Change]:
+            found = await after(doctor_id, sequence)
+            await may_read.wait()
+            return found
+
+        journal.after = late  # type: ignore[method-assign]  # as slow as it gets
+        for _ in range(5):
+            journal.commit("house")
+        journal.announce(journal.changes["house"][-1])
+        await until(lambda: "house" in stream._healing)
+        await asyncio.sleep(0.01)
+        stream.leave("house", first)
+        journal.announce(journal.commit("house"))
+        await until(lambda: stream._sequences.get("house") == 6)
+        stream.follow("house", second)
+        may_read.set()
+        await until(lambda: "house" not in stream._healing)
+        assert stream.line("house").sequence == 6
+        journal.announce(journal.commit("house"))
+        await until(lambda: second.told == [7])
+
+
 async def test_who_cannot_be_told_what_comes_next_is_told_so() -> None:
     journal, reader = Journal(), Reader()
     async with following(journal) as stream:
         stream.follow("house", reader)
+        mine = Reader()
+        stream.concern("anna", mine)
         journal.untold.add("house")
         journal.commit("house")
-        await until(lambda: reader.lost)
+        await until(lambda: reader.lost and mine.lost)
         assert reader.told == []
 
 
