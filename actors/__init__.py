@@ -126,7 +126,7 @@ is what readers see of that; ``decisions`` decides, ``policy`` has the rules, ``
 randomness, no waiting.
 ``calendar_actor`` is the shell, ``senders`` what it knows of those who call, ``entries`` what it has decided and makes
 a transaction of, ``tally`` what it knows when it decides again, ``journal`` what it asks of the database, ``client``
-the way in.
+the way in. ``tasks`` is for all packages: tasks that go on by themselves.
 
 Decisions
 ---------

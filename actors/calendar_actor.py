@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from actors import tasks
 from actors.calendar import Calendar, evolve
 from actors.decisions import Decision, Facts, answer, decide
 from actors.entries import Activation, Entry, append_of, stored_reply
@@ -261,9 +262,7 @@ class CalendarActor:
         if doctor_id not in self._activating:
             if len(self._active) + len(self._activating) >= self._limits.active_calendars_max and not self._make_room():
                 return NotDecided(why=RefusedFor.OVERLOADED)
-            task = asyncio.create_task(self._activate(doctor_id), name="activate")
-            task.add_done_callback(_report_death)
-            self._activating[doctor_id] = task
+            self._activating[doctor_id] = tasks.begin(self._activate(doctor_id), name="activate")
         return NotDecided(why=RefusedFor.NOT_ACTIVE)
 
     async def _activate(self, doctor_id: str) -> None:
@@ -331,13 +330,11 @@ class CalendarActor:
 
     def _start_loops(self) -> None:
         if self._flushing is None:
-            self._flushing = asyncio.create_task(self._flush(), name="flush")
+            self._flushing = tasks.begin(self._flush(), name="flush")
             self._flushing.add_done_callback(self._flush_ended)
-            self._passivating = asyncio.create_task(self._passivate_idle(), name="passivate")
-            self._passivating.add_done_callback(_report_death)
+            self._passivating = tasks.begin(self._passivate_idle(), name="passivate")
 
     def _flush_ended(self, task: asyncio.Task[None]) -> None:
-        _report_death(task)
         if not task.cancelled():
             self._on_bug()
 
@@ -530,9 +527,3 @@ def _answered_at_once(command: Command, said: Entry | Reply) -> bool:
     """Whether its caller asked not to wait, itself: one that joined an entry is answered as it asked."""
     decided = isinstance(said, Entry) and bool(said.events) and isinstance(said.outcome, Done)
     return command.respond_async and decided
-
-
-def _report_death(task: asyncio.Task[None]) -> None:
-    """A task of the actor ended by a bug: say so loudly."""
-    if not task.cancelled() and task.exception() is not None:
-        log.error("calendar_actor_task_died", task=task.get_name(), exc_info=task.exception())

@@ -22,6 +22,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from actors import tasks
 from api.errors import Problem
 
 WHO_MAX: Final = 100_000
@@ -109,19 +110,15 @@ class Limits:
 
     def start(self) -> None:
         """Share the counts from now on."""
-        self._running = asyncio.create_task(self._run(), name="limits")
-        self._running.add_done_callback(_report)
+        self._running = tasks.begin(self._run(), name="limits")
 
     async def stop(self) -> None:
         """Share them no more."""
         if self._running is not None:
-            running, self._running = self._running, None
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            await tasks.end(self._running)
 
     async def _run(self) -> None:
-        # Not "while True": a cancellation that meets a timeout inside the Redis client may be lost there.
-        while self._running is not None:
+        while True:
             await asyncio.sleep(SYNC_INTERVAL_S)
             await self.share()
 
@@ -167,8 +164,3 @@ class Limits:
                 self._unsent.pop(key, None)
                 count = self._counts[key] = _Count(window, before=before)
         return count
-
-
-def _report(running: asyncio.Task[None]) -> None:
-    if not running.cancelled() and (error := running.exception()) is not None:
-        log.error("limits_not_shared_any_more", exc_info=error)

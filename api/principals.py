@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from actors import tasks
 from persistence.lookups import Access
 from persistence.unit_of_work import DatabaseUnavailable
 
@@ -59,8 +60,7 @@ class PrincipalCache:
             waiting = self._waiting[user_id] = asyncio.get_running_loop().create_future()
             waiting.add_done_callback(_observe)
             if self._reader is None:
-                self._reader = asyncio.create_task(self._read_waiting(), name="principals")
-                self._reader.add_done_callback(_report)
+                self._reader = tasks.begin(self._read_waiting(), name="principals")
         try:
             return await asyncio.shield(waiting)
         except DatabaseUnavailable:
@@ -76,8 +76,7 @@ class PrincipalCache:
     async def close(self) -> None:
         """Stop reading."""
         if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+            await tasks.end(self._reader)
 
     async def _read_waiting(self) -> None:
         batch: dict[str, asyncio.Future[Access | None]] = {}
@@ -121,11 +120,6 @@ class PrincipalCache:
         self._known.move_to_end(user_id)
         if len(self._known) > REMEMBERED_MAX:
             self._known.popitem(last=False)
-
-
-def _report(reader: asyncio.Task[None]) -> None:
-    if not reader.cancelled() and (error := reader.exception()) is not None:
-        log.error("principals_not_read", exc_info=error)
 
 
 def _observe(waiting: asyncio.Future[Access | None]) -> None:

@@ -23,6 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from actors import tasks
 from actors.client import CalendarClient
 from actors.messages import ExpireHolds, Requester, Role
 from cluster.moves import MoveDriver
@@ -58,7 +59,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin to make rounds."""
-        self._rounds = _task(self._make_rounds(), name="supervisor")
+        self._rounds = tasks.begin(self._make_rounds(), name="supervisor")
 
     async def stop(self) -> None:
         """Make no more rounds; what does not end by itself in ``STOP_TIMEOUT_S`` is cut off."""
@@ -69,7 +70,7 @@ class Supervisor:
 
     async def _make_rounds(self) -> None:
         while not self._stopping.is_set():
-            this_one = _task(self._round(), name="supervisor round")
+            this_one = tasks.begin(self._round(), name="supervisor round")
             try:
                 await asyncio.wait({this_one})
             finally:
@@ -146,33 +147,18 @@ class _UnderWay:
         """Begin with those that are not under way yet, while there is room; the others come in another round."""
         for each in ids:
             if each not in self._tasks and len(self._tasks) < self._most:
-                self._tasks[each] = task = _task(self._work(each), name=f"{self._name} {each}")
+                self._tasks[each] = task = tasks.begin(self._work(each), name=f"{self._name} {each}")
                 task.add_done_callback(partial(self._ended, each))
 
     def _ended(self, each: str, _: asyncio.Task[None]) -> None:
         del self._tasks[each]
 
 
-def _task(work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
-    """A task whose failure is logged: nobody else would see it."""
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_report_failure)
-    return task
-
-
-def _report_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("supervisor_failed", task=task.get_name(), exc_info=error)
-
-
-async def _end(tasks: set[asyncio.Task[None]]) -> None:
+async def _end(under_way: set[asyncio.Task[None]]) -> None:
     """Wait a while for tasks to end; cut off those that do not."""
-    if tasks:
-        _, left = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=STOP_TIMEOUT_S)
+    if under_way:
+        _, left = await asyncio.wait(under_way, timeout=STOP_TIMEOUT_S)
+        await tasks.end(*left, timeout_s=STOP_TIMEOUT_S)
 
 
 # What is due is drawn by lot: calendars that do not answer keep no others out for good.

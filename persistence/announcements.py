@@ -17,6 +17,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from actors import tasks
 from actors.changes import AppointmentChange, Change, Effect, SlotChange
 from actors.journal import EventRow
 
@@ -84,14 +85,12 @@ class RedisAnnouncer:
         )
         self._wake.set()
         if self._publishing is None:
-            self._publishing = asyncio.create_task(self._publish(), name="announce")
-            self._publishing.add_done_callback(_report_death)
+            self._publishing = tasks.begin(self._publish(), name="announce")
 
     async def close(self) -> None:
         """See ``Announcer.close``."""
         if self._publishing is not None:
-            self._publishing.cancel()
-            await asyncio.wait({self._publishing})
+            await tasks.end(self._publishing)
 
     async def _publish(self) -> None:
         async with Redis.from_url(
@@ -186,8 +185,3 @@ def _slot(plain: list[Any]) -> SlotChange:
 def _appointment(plain: list[Any]) -> AppointmentChange:
     appointment_id, patient_id, version = plain
     return AppointmentChange(id=appointment_id, patient_id=patient_id, version=version)
-
-
-def _report_death(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("announcer_died", exc_info=task.exception())

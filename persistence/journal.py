@@ -22,6 +22,7 @@ import structlog
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from actors import tasks
 from actors.calendar import Calendar, Reservation
 from actors.changes import Effect
 from actors.decisions import Busy, Facts
@@ -103,9 +104,7 @@ class PostgresJournal:
                     await self._terminate_whoever_blocks(connection.info.backend_pid)
                 return await claiming
             finally:
-                if not claiming.done():
-                    claiming.cancel()
-                    await asyncio.wait({claiming})
+                await tasks.end(claiming)
 
     async def load(self, doctor_id: str, now: datetime) -> Calendar:
         """See ``Journal.load``: one REPEATABLE READ snapshot."""

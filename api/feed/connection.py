@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+import orjson
 from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from uvicorn.protocols.utils import ClientDisconnected
 
+from actors import tasks
 from api.dependencies import Principal, authenticate
 from api.errors import Problem
 from api.gate import Gate
@@ -50,36 +52,40 @@ class FeedConnection:
         self._websocket = websocket
         self._gate = gate
         self._token = token
+        self._ping_due = False
         self.principal = principal
 
     async def send(self, message: str) -> None:
         """Send a message; waits while the client does not read."""
         await self._websocket.send_text(message)
 
+    async def ping(self, **said: int) -> None:
+        """Say that all is well, if it is time to."""
+        if self._ping_due:
+            self._ping_due = False
+            await self.send(orjson.dumps({"type": "ping"} | said).decode())
+
     def cut_off_soon(self) -> None:
         """The client does not keep up."""
         cut_off_soon(self._websocket.scope)
 
-    async def run(self, feed: Callable[[], Awaitable[None]], *, tick: Callable[[], None]) -> None:
+    async def run(self, feed: Coroutine[Any, Any, None], *, wake: Callable[[], None]) -> None:
         """Let the feed go on until the client goes, the token expires or the account ends.
 
-        ``tick`` is called every ``PING_S``.
+        ``wake`` has it come to its ``ping``, every ``PING_S``.
 
         Raises:
             Closed
         """
-        feeding = asyncio.ensure_future(feed())
+        feeding = asyncio.create_task(feed, name="feed")
         hearing = asyncio.create_task(self._hear(), name="feed hears")
-        staying = asyncio.create_task(self._stay(tick), name="feed stays")
-        tasks = (feeding, hearing, staying)
+        staying = asyncio.create_task(self._stay(wake), name="feed stays")
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait((feeding, hearing, staying), return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await tasks.end(feeding, hearing, staying)
 
     async def refreshed(self) -> Principal:
         """Who it is, as is known now.
@@ -97,8 +103,7 @@ class FeedConnection:
 
     async def close(self, code: int, reason: str) -> None:
         """End it; a client that does not read is cut off."""
-        abort: Callable[[], None] | None = self._websocket.scope.get(ABORT)
-        await close(self._websocket, code, reason, abort)
+        await close(self._websocket, code, reason)
 
     async def _hear(self) -> None:
         """What the client says is of no interest, that it goes is."""
@@ -107,7 +112,7 @@ class FeedConnection:
             if message["type"] == "websocket.disconnect":
                 return
 
-    async def _stay(self, tick: Callable[[], None]) -> None:
+    async def _stay(self, wake: Callable[[], None]) -> None:
         claims = self._gate.tokens.remembered(self._token)
         expires_at = time.time() if claims is None else claims.expires_at
         while True:
@@ -115,7 +120,8 @@ class FeedConnection:
             if time.time() >= expires_at:
                 raise Closed(UNAUTHENTICATED, "the token has expired")
             await self.refreshed()
-            tick()
+            self._ping_due = True
+            wake()
 
 
 async def admit(websocket: WebSocket, gate: Gate, origins: Sequence[str]) -> tuple[str, Principal] | None:
@@ -150,8 +156,8 @@ def cut_off_soon(scope: Scope) -> None:
         asyncio.get_running_loop().call_later(GOODBYE_S, abort)
 
 
-async def close(websocket: WebSocket, code: int, reason: str, abort: Callable[[], None] | None = None) -> None:
-    """End a connection that may have ended already."""
+async def close(websocket: WebSocket, code: int, reason: str) -> None:
+    """End a connection that may have ended already; a client that does not read is cut off."""
     if websocket.application_state is not WebSocketState.CONNECTED:
         return
     try:
@@ -159,7 +165,7 @@ async def close(websocket: WebSocket, code: int, reason: str, abort: Callable[[]
             with suppress(WebSocketDisconnect, ClientDisconnected, RuntimeError):
                 await websocket.close(code, reason)
     except TimeoutError:
-        if abort is not None:
+        if (abort := websocket.scope.get(ABORT)) is not None:
             abort()
 
 

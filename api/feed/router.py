@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
 from typing import Final
 
-import orjson
 from pydantic import TypeAdapter, ValidationError
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -47,26 +46,17 @@ async def doctor_feed(websocket: WebSocket) -> None:
         doctor_id = _doctor_id(websocket)
         window, since = _window(websocket)
         reader = CalendarReader(feeds.calendars, doctor_id, window, on_too_slow=connection.cut_off_soon)
-        ticked = False
-
-        def tick() -> None:
-            nonlocal ticked
-            ticked = True
-            reader.wake()
 
         async def feed() -> None:
-            nonlocal ticked
             async for _, message in reader.first(since):
                 await connection.send(message)
             while True:
                 for _, message in await reader.next():
                     await connection.send(message)
-                if ticked:
-                    ticked = False
-                    await connection.send(_ping(reader.sequence))
+                await connection.ping(sequence=reader.sequence)
 
         try:
-            await connection.run(feed, tick=tick)
+            await connection.run(feed(), wake=reader.wake)
         except NoSuchDoctor:
             raise Closed(NO_SUCH_DOCTOR, "there is no such doctor") from None
         finally:
@@ -87,24 +77,15 @@ async def my_feed(websocket: WebSocket) -> None:
             connection.refreshed,
             lambda: AppointmentView(feeds.services, locations, connection.principal),
         )
-        ticked = False
-
-        def tick() -> None:
-            nonlocal ticked
-            ticked = True
-            reader.wake()
 
         async def feed() -> None:
-            nonlocal ticked
             while True:
                 async for message in reader.next():
                     await connection.send(message)
-                if ticked:
-                    ticked = False
-                    await connection.send(_ping(None))
+                await connection.ping()
 
         try:
-            await connection.run(feed, tick=tick)
+            await connection.run(feed(), wake=reader.wake)
         finally:
             reader.close()
 
@@ -141,11 +122,6 @@ async def _serve(websocket: WebSocket, feeds: Feeds, follow: Feed) -> None:
         await connection.close(TRY_AGAIN_LATER, "unavailable")
     except (WebSocketDisconnect, ClientDisconnected):
         pass
-
-
-def _ping(sequence: int | None) -> str:
-    said = {"type": "ping"} if sequence is None else {"type": "ping", "sequence": sequence}
-    return orjson.dumps(said).decode()
 
 
 def _doctor_id(websocket: WebSocket) -> str:

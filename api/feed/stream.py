@@ -21,6 +21,7 @@ from typing import Final, Protocol
 import structlog
 from redis.exceptions import RedisError
 
+from actors import tasks
 from actors.changes import AppointmentChange, Change
 from persistence.announcements import UnreadableAnnouncement
 from persistence.change_log import Reached
@@ -123,16 +124,11 @@ class ChangeStream:
     def start(self) -> None:
         """Begin to follow."""
         for name, coroutine in (("changes", self._hear_all()), ("changes poll", self._poll())):
-            task = asyncio.create_task(coroutine, name=name)
-            task.add_done_callback(_report_death)
-            self._tasks.append(task)
+            self._tasks.append(tasks.begin(coroutine, name=name))
 
     async def stop(self) -> None:
         """Nothing is told any more when this returns."""
-        tasks = [*self._tasks, *self._healing.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await tasks.end(*self._tasks, *self._healing.values())
 
     @property
     def listening(self) -> bool:
@@ -229,9 +225,7 @@ class ChangeStream:
             return
         self._ahead[doctor_id] = max(sequence, self._ahead.get(doctor_id, 0))
         if doctor_id not in self._healing:
-            task = asyncio.create_task(self._heal(doctor_id), name="heal")
-            task.add_done_callback(_report_death)
-            self._healing[doctor_id] = task
+            self._healing[doctor_id] = tasks.begin(self._heal(doctor_id), name="heal")
 
     async def _heal(self, doctor_id: str) -> None:
         """Pass on what was not heard, out of the journal."""
@@ -303,8 +297,3 @@ class ChangeStream:
                 self._is_at(doctor_id, missing)
             behind[doctor_id] = sequence
         return behind
-
-
-def _report_death(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("change_stream_task_died", task=task.get_name(), exc_info=task.exception())

@@ -122,7 +122,7 @@ async def test_what_nobody_foresaw_is_logged_and_the_next_round_comes(
             await until(lambda: calendars.was_sent(*doctor_ids) and set(moves.driven) == set(move_ids))
             calendars.answer, sent = calendars.agree, len(calendars.sent)
             await until(lambda: len(calendars.sent) >= sent + 2)
-    failures = [entry for entry in logs if entry["event"] == "supervisor_failed"]
+    failures = [entry for entry in logs if entry["event"] == "task_died"]
     assert {type(entry["exc_info"]) for entry in failures} == {LookupError, ArithmeticError, ZeroDivisionError}
     assert all(entry["exc_info"].__traceback__ is not None for entry in failures)
 

@@ -150,9 +150,7 @@ async def test_it_is_told_when_counts_are_shared_no_more(monkeypatch: pytest.Mon
                 await asyncio.sleep(0)
     await ours.stop()
 
-    assert [(entry["event"], type(entry["exc_info"])) for entry in logs] == [
-        ("limits_not_shared_any_more", ZeroDivisionError)
-    ]
+    assert [(entry["event"], type(entry["exc_info"])) for entry in logs] == [("task_died", ZeroDivisionError)]
 
 
 def test_no_more_is_remembered_than_there_is_room_for() -> None:
