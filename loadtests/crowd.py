@@ -173,7 +173,7 @@ async def crowd(options: argparse.Namespace) -> int:
         accounts = await add_accounts(settings, ACCOUNTS)
         clinic = await add_clinic(settings, DOCTORS)
         by_start = await copy_slots(settings, clinic, slot_starts(DAYS, SLOTS_A_DAY, 15), 15)
-        slots = {doctor_id: [] for doctor_id in clinic.doctor_ids}  # type: dict[str, list[str]]
+        slots: dict[str, list[str]] = {doctor_id: [] for doctor_id in clinic.doctor_ids}
         for same_start in by_start:
             for doctor_id, slot_id in zip(clinic.doctor_ids, same_start, strict=True):
                 slots[doctor_id].append(slot_id)

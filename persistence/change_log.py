@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import text
 
 from actors.changes import AppointmentChange, Change, Effect, SlotChange
 from persistence.unit_of_work import UnitOfWork
@@ -53,9 +53,7 @@ _SLOTS = text(
     " WHERE id = ANY(CAST(:ids AS uuid[]))"
 )
 _REACHED = text("SELECT doctor_id::text, sequence FROM calendar WHERE sequence > 0")
-_REACHED_SINCE = text(
-    "SELECT doctor_id::text, sequence FROM calendar WHERE changed_in >= CAST(:mark AS xid8)"
-).bindparams(bindparam("mark"))
+_REACHED_SINCE = text("SELECT doctor_id::text, sequence FROM calendar WHERE changed_in >= CAST(:mark AS xid8)")
 _MARK = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
 
 

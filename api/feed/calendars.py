@@ -16,6 +16,7 @@ from api.directory.location_directory import LocationDirectory
 from api.feed.stream import ChangeStream
 from api.feed.windows import Bounds, FeedWindow
 from api.routing import encoded
+from api.scheduling.slots import slot_plain
 from persistence.change_log import ChangeLog
 
 WAITING_MAX: Final = 256
@@ -229,16 +230,5 @@ class Calendars:
         for slot in slots:
             timezone = await self._locations.timezone_of(slot.location_id)
             if window.shows(slot.start, timezone):
-                shown.append(
-                    {
-                        "id": slot.id,
-                        "doctor_id": doctor_id,
-                        "location_id": slot.location_id,
-                        "service_id": slot.service_id,
-                        "timezone": timezone,
-                        "start": slot.start,
-                        "end": slot.end,
-                        "status": slot.status,
-                    }
-                )
+                shown.append(slot_plain(slot, doctor_id, timezone))
         return shown

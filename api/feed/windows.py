@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, date, datetime, time, timedelta
-from typing import Final
+from datetime import date, datetime
 
-from actors.availability import zone
-
-DAYS_AFTER_FIRST: Final = 14
+from api.scheduling.slots import days_in
 
 Bounds = tuple[datetime, datetime]
 
@@ -28,13 +25,7 @@ class FeedWindow:
         """The instants ``[start, end)`` of these days in a time zone; empty where the last day is before the first."""
         known = self._bounds.get(timezone)
         if known is None:
-            clock = zone(timezone)
-            first = self._first_day or self._opened_at.astimezone(clock).date()
-            last = self._last_day or first + timedelta(days=DAYS_AFTER_FIRST)
-            start, end = (
-                datetime.combine(day, time(), clock).astimezone(UTC) for day in (first, last + timedelta(days=1))
-            )
-            known = self._bounds[timezone] = (start, max(start, end))
+            known = self._bounds[timezone] = days_in(timezone, self._first_day, self._last_day, self._opened_at)
         return known
 
     def key(self, timezones: Iterable[str]) -> tuple[Bounds, ...]:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 from starlette.responses import Response
 
 from actors.availability import zone
+from actors.changes import SlotChange
 from api.dependencies import Page, TheServices
 from api.directory.answers import READ, answer
 from api.directory.location_directory import TheLocationDirectory
@@ -115,7 +116,7 @@ async def list_slots(
         "slots",
         found,
         key=lambda row: (row.start, row.id),
-        plain=lambda row: slot_plain(row, timezones[row.location_id]),
+        plain=lambda row: slot_plain(row, row.doctor_id, timezones[row.location_id]),
     )
     return answer(request, content, now)
 
@@ -140,25 +141,33 @@ def windows(
     """The instants of the days asked for, by the clocks of each zone's locations; zones that agree share a window."""
     agreeing: dict[tuple[datetime, datetime], tuple[str, ...]] = {}
     for name, location_ids in zones.items():
-        clock = zone(name)
-        first = first_day or now.astimezone(clock).date()
-        last = last_day or first + timedelta(days=DAYS_AFTER_FIRST)
-        if first <= last:
-            midnights = (datetime.combine(day, time(), clock) for day in (first, last + timedelta(days=1)))
-            start, end = (midnight.astimezone(UTC) for midnight in midnights)
+        start, end = days_in(name, first_day, last_day, now)
+        if start < end:
             agreeing[start, end] = agreeing.get((start, end), ()) + location_ids
     return tuple(Window(start=start, end=end, location_ids=ids) for (start, end), ids in agreeing.items())
 
 
-def slot_plain(row: SlotRow, timezone: str) -> dict[str, Any]:
-    """A slot in JSON; ``timezone`` is that of its location."""
+def days_in(timezone: str, first_day: date | None, last_day: date | None, now: datetime) -> tuple[datetime, datetime]:
+    """The instants ``[start, end)`` of days by a zone's clock; none where the last day is before the first.
+
+    By default from today on, and 14 more.
+    """
+    clock = zone(timezone)
+    first = first_day or now.astimezone(clock).date()
+    last = last_day or first + timedelta(days=DAYS_AFTER_FIRST)
+    start, end = (datetime.combine(day, time(), clock).astimezone(UTC) for day in (first, last + timedelta(days=1)))
+    return start, max(start, end)
+
+
+def slot_plain(slot: SlotRow | SlotChange, doctor_id: str, timezone: str) -> dict[str, Any]:
+    """A slot of that doctor's in JSON; ``timezone`` is that of its location."""
     return {
-        "id": row.id,
-        "doctor_id": row.doctor_id,
-        "location_id": row.location_id,
-        "service_id": row.service_id,
+        "id": slot.id,
+        "doctor_id": doctor_id,
+        "location_id": slot.location_id,
+        "service_id": slot.service_id,
         "timezone": timezone,
-        "start": row.start,
-        "end": row.end,
-        "status": row.status,
+        "start": slot.start,
+        "end": slot.end,
+        "status": slot.status,
     }

@@ -7,7 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,11 +20,12 @@ from tests.people import Person
 
 JSON = dict[str, Any]
 PATIENCE_S = 20.0
+START_DEADLINE_S = 60.0
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[int]:
-    """The application, which is open already, on a free port of this process."""
+async def served(app: FastAPI, *, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[int]:
+    """The application, which is open already if its lifespan is off, on a free port of this process."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
@@ -32,12 +33,13 @@ async def served(app: FastAPI) -> AsyncIterator[int]:
         ws=WebSocketProtocol,
         ws_per_message_deflate=False,
         log_config=None,
-        lifespan="off",
+        lifespan=lifespan,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(START_DEADLINE_S):
         while not server.started:
+            assert not serving.done(), "it did not start"
             await asyncio.sleep(0.01)
     try:
         yield listener.getsockname()[1]

@@ -90,6 +90,9 @@ async def test_a_link_is_its_users_and_can_be_revoked(practice: Practice) -> Non
     await practice.book(stranger, slots[1])
     link = await practice.post(patient, "/v1/me/calendar-links", expect=201)
     path = urlsplit(link["url"]).path
+    behind_tls = await practice.send(patient, "POST", "/v1/me/calendar-links", x_forwarded_proto="https")
+    assert urlsplit(behind_tls.json()["url"]).scheme == "https"
+    await practice.send(patient, "DELETE", f"/v1/me/calendar-links/{behind_tls.json()['id']}")
 
     answer = await fetched(practice, path)
     assert [event["UID"] for event in events(answer)] == [f"{visit['id']}@zapis"]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
-import uvicorn
 
-from api.protocol import HttpProtocol
 from cluster.settings import Settings
+from tests.integration.feeds import served as serve
 
 JSON = b"Content-Type: application/json\r\n"
 REGISTER = b"POST /v1/auth/register HTTP/1.1\r\nHost: zapis\r\n" + JSON
@@ -20,22 +18,11 @@ REGISTER = b"POST /v1/auth/register HTTP/1.1\r\nHost: zapis\r\n" + JSON
 
 @asynccontextmanager
 async def served(settings: Settings) -> AsyncIterator[int]:
-    """The application served by uvicorn on a free port, which is given."""
+    """A new application on a free port, which is given."""
     from api.app import create_app
 
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), http=HttpProtocol, log_config=None, lifespan="on"))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    async with asyncio.timeout(60):
-        while not server.started:
-            assert not serving.done(), "it did not start"
-            await asyncio.sleep(0.05)
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
+    async with serve(create_app(settings), lifespan="on") as port:
+        yield port
 
 
 async def status_of(port: int, *parts: bytes) -> tuple[int, bytes]:

@@ -16,6 +16,7 @@ import pytest_asyncio
 from websockets.exceptions import InvalidStatus
 
 import api.feed.calendars
+import api.feed.connection
 import api.feed.events
 from actors.changes import Change
 from api.accounts.tokens import AccessTokens
@@ -310,6 +311,24 @@ async def test_a_restart_ends_feeds_with_a_hint_when_to_come_back(practice: Prac
         assert re.fullmatch(r"restart: come back in \d+\.\d s", reason)
         assert await anext(events, None) is None, "an event stream ends too"
         assert time.monotonic() - began < 5
+
+
+async def test_all_is_well_from_time_to_time(practice: Practice, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.feed.connection, "PING_S", 0.2)
+    doctor, slots = await practice.doctor_with_slots(1)
+    patient = await practice.people.patient()
+    async with (
+        feed(port, f"doctors/{doctor.doctor_id}/feed", patient) as calendar,
+        feed(port, "me/feed", patient) as mine,
+    ):
+        await calendar.hear()
+        assert await calendar.hear() == {"type": "ping", "sequence": 1}
+        await practice.book(patient, slots[0])
+        while (await calendar.hear())["type"] == "ping":
+            pass
+        assert await calendar.hear() == {"type": "ping", "sequence": 2}
+        pings = [json.loads(await mine.connection.recv()) for _ in range(8)]
+        assert {"type": "ping"} in pings
 
 
 async def test_who_asks_for_the_head_of_a_stream_gets_that(practice: Practice, port: int) -> None:

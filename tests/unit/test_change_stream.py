@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisAway
 import api.feed.stream
 from actors.changes import AppointmentChange, Change, Effect
 from api.feed.stream import RECENT_MAX, ChangeStream
+from persistence.announcements import UnreadableAnnouncement, decode_announcements
 from persistence.change_log import CHANGES_MAX, Reached
 from persistence.unit_of_work import DatabaseUnavailable
 from tests.given import NOW
@@ -57,9 +58,9 @@ class Journal:
         """These are heard by whoever listens."""
         self._announced.put_nowait([Announced(change) for change in changes])
 
-    def cut(self) -> None:
-        """Redis is gone for a moment."""
-        self._announced.put_nowait(RedisAway("gone"))
+    def cut(self, why: Exception | None = None) -> None:
+        """Whoever listens hears nothing for a moment, by default because Redis is gone."""
+        self._announced.put_nowait(why or RedisAway("gone"))
 
     async def listen(self) -> AsyncIterator[list[Announced] | None]:
         """See ``persistence.announcements.listen``."""
@@ -209,6 +210,23 @@ async def test_whatever_happens_to_announcements() -> None:
 
 def _has(reader: Reader, count: int) -> bool:
     return len(reader.told) >= count
+
+
+async def test_an_announcement_that_cannot_be_read_is_no_end() -> None:
+    journal, reader = Journal(), Reader()
+    async with following(journal) as stream:
+        stream.follow("house", reader)
+        journal.cut(UnreadableAnnouncement("of another release"))
+        journal.commit("house")
+        await until(lambda: reader.told == [1] and stream.listening)
+        journal.announce(journal.commit("house"))
+        await until(lambda: reader.told == [1, 2])
+
+
+@pytest.mark.parametrize("said", [b"no JSON", b"7", b"[7]", b"[[1, 2, 3]]"])
+def test_what_is_no_announcement_is_called_so(said: bytes) -> None:
+    with pytest.raises(UnreadableAnnouncement):
+        decode_announcements(said)
 
 
 async def test_a_calendar_that_nobody_follows_costs_no_reading() -> None:

@@ -20,5 +20,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """The function of before knows nothing of the columns and goes with them."""
-    raise NotImplementedError("the journal's effects would be lost")
+    """There is no way back: the function has one current text, and it writes these columns."""
+    raise NotImplementedError("journal_append writes what this migration added")
