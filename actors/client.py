@@ -27,7 +27,18 @@ from ray.exceptions import RayError
 
 from actors.calendar_actor import ActorLimits, CalendarActor
 from actors.journal import Announcer, Journal
-from actors.messages import WIRE_VERSION, Batch, Command, NotDecided, Pending, RefusedFor, Reply, from_wire, wire_name
+from actors.messages import (
+    WIRE_VERSION,
+    Batch,
+    Command,
+    Done,
+    NotDecided,
+    Pending,
+    RefusedFor,
+    Reply,
+    from_wire,
+    wire_name,
+)
 from actors.policy import Policy
 
 log = structlog.get_logger()
@@ -129,6 +140,11 @@ class CalendarClient:
         self._placement_read: asyncio.Task[Placement] | None = None
         self._lanes: dict[str, _Lane] = {}
         self._calls = _Calls(clock)
+        self._on_done: list[Callable[[str], None]] = []
+
+    def on_done(self, tell: Callable[[str], None]) -> None:
+        """Have ``tell`` called with the doctor's id whenever a command of this client was done, before its reply."""
+        self._on_done.append(tell)
 
     async def send(self, command: Command) -> Reply:
         """The command's reply; it was sent again, under the same id, as often as was needed.
@@ -147,6 +163,9 @@ class CalendarClient:
                     reply = await self._send_once(command)
             except TimeoutError:
                 return NotDecided(why=RefusedFor.UNAVAILABLE)
+            if isinstance(reply, Done):
+                for tell in self._on_done:
+                    tell(command.doctor_id)
             if not isinstance(reply, NotDecided):
                 return reply
             match reply.why:

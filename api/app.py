@@ -35,10 +35,12 @@ from api.protocol import ADMISSION
 from api.scheduling import router as scheduling
 from api.scheduling import slots
 from api.scheduling.slot_owners import SlotOwners
+from api.searches import Searches
 from cluster.bootstrap import close_services, open_services
 from cluster.settings import Settings, read_settings
 from cluster.telemetry import configure_logging
 from persistence.change_log import ChangeLog
+from persistence.search_store import SearchStore
 
 EXPOSED_HEADERS: Final = ("ETag", "Location", "Retry-After", "X-As-Of", "X-Request-ID")
 ROUTERS: Final[tuple[APIRouter, ...]] = (
@@ -78,6 +80,12 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
             app.state.slot_owners = SlotOwners(services.lookups.slot_owners)
             change_log = ChangeLog(services.unit_of_work)
             stream = ChangeStream(listen=services.listen, log=change_log)
+            app.state.searches = Searches(
+                stream=stream,
+                store=SearchStore(services.redis, namespace=settings.ray_namespace),
+                begin=services.unit_of_work,
+                begin_on_replica=None if services.replica is None else services.begin_on_replica,
+            )
             app.state.feeds = Feeds(
                 services=services,
                 calendars=Calendars(stream, change_log, app.state.location_directory),
@@ -85,6 +93,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
                     most=settings.feed_connections_max, most_per_user=settings.feed_connections_per_user_max
                 ),
             )
+            services.calendars.on_done(app.state.searches.note)
             stream.start()
             try:
                 await ensure_first_admin(services, gate.passwords)

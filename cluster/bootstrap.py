@@ -38,6 +38,8 @@ class Services:
     policy: Policy
     vault: Vault
     database: AsyncEngine
+    replica: AsyncEngine | None
+    """For searches, where there is one."""
     lookups: Lookups
     redis: Redis
     calendar_actors: RayCalendarActors
@@ -48,6 +50,11 @@ class Services:
     def unit_of_work(self) -> UnitOfWork:
         """A transaction for one request."""
         return UnitOfWork(self.database, self.vault)
+
+    def begin_on_replica(self) -> UnitOfWork:
+        """A transaction on the replica, which there has to be; it may be behind."""
+        assert self.replica is not None, "there is a replica"
+        return UnitOfWork(self.replica, self.vault)
 
     def listen(self) -> AsyncIterator[list[Announcement] | None]:
         """What calendar actors announce: see ``persistence.announcements.listen``."""
@@ -71,6 +78,9 @@ async def open_services(settings: Settings) -> Services:
     policy = policy_of(settings)
     vault = Vault(settings.master_key_bytes())
     database = open_database(database_url, pool_max=settings.database_pool_max)
+    replica = None
+    if settings.read_database_url is not None:
+        replica = open_database(settings.read_database_url, pool_max=settings.database_pool_max)
     redis = Redis.from_url(
         _required(settings.redis_url, "redis_url"), socket_timeout=0.5, socket_connect_timeout=0.5, protocol=3
     )
@@ -91,6 +101,7 @@ async def open_services(settings: Settings) -> Services:
         policy=policy,
         vault=vault,
         database=database,
+        replica=replica,
         lookups=Lookups(database_url),
         redis=redis,
         calendar_actors=actors,
@@ -107,6 +118,8 @@ async def close_services(services: Services) -> None:
     await services.redis.aclose()
     await services.lookups.close()
     await services.database.dispose()
+    if services.replica is not None:
+        await services.replica.dispose()
     await asyncio.to_thread(ray.shutdown)
 
 

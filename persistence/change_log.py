@@ -33,6 +33,8 @@ class Reached:
 
     sequences: dict[str, int]
     mark: str
+    position: str
+    """Where the journal of the database itself had got to: a replica that has come so far has all of this."""
 
 
 _SNAPSHOT = text(
@@ -54,7 +56,7 @@ _SLOTS = text(
 )
 _REACHED = text("SELECT doctor_id::text, sequence FROM calendar WHERE sequence > 0")
 _REACHED_SINCE = text("SELECT doctor_id::text, sequence FROM calendar WHERE changed_in >= CAST(:mark AS xid8)")
-_MARK = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
+_MARK = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text, pg_current_wal_flush_lsn()::text")
 
 
 class ChangeLog:
@@ -126,12 +128,12 @@ class ChangeLog:
         The mark is the oldest transaction that was under way: whatever had not been committed yet is of it or later.
         """
         async with self._begin() as work:
-            next_mark = str((await work.connection.execute(_MARK)).scalar_one())
+            next_mark, position = (await work.connection.execute(_MARK)).one()
             if mark is None:
                 rows = await work.connection.execute(_REACHED)
             else:
                 rows = await work.connection.execute(_REACHED_SINCE, {"mark": mark})
-            return Reached(sequences={row[0]: row[1] for row in rows}, mark=next_mark)
+            return Reached(sequences={row[0]: row[1] for row in rows}, mark=next_mark, position=position)
 
 
 def _effect(plain: Mapping[str, Any], known: Mapping[str, Any]) -> Effect:

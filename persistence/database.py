@@ -9,9 +9,10 @@ from typing import Any, Final
 import psycopg
 from alembic import command as alembic_command
 from alembic.config import Config
-from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+_HAS_REACHED = text("SELECT COALESCE(pg_last_wal_replay_lsn() >= CAST(:position AS pg_lsn), NOT pg_is_in_recovery())")
 MIGRATIONS = Path(__file__).parent / "migrations"
 CONNECT: Final[dict[str, Any]] = {
     "connect_timeout": 3,
@@ -68,6 +69,11 @@ async def check_reachable(database_url: str) -> None:
     except psycopg.OperationalError as error:
         reason = str(error).strip().splitlines() or ["no answer"]
         raise DatabaseUnreachable(reason[0].strip()) from None
+
+
+async def has_reached(connection: AsyncConnection, position: str) -> bool:
+    """Whether a replica has all that the primary had at a position of its log; a primary always has."""
+    return bool((await connection.execute(_HAS_REACHED, {"position": position})).scalar_one())
 
 
 class DatabaseUnreachable(Exception):

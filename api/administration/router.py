@@ -31,6 +31,7 @@ from api.directory.schemas import (
     DoctorAnswer,
     LocationAnswer,
     ServiceAnswer,
+    SlotAnswer,
     doctor_plain,
     location_plain,
     service_plain,
@@ -41,7 +42,6 @@ from api.routing import Json
 from api.routing import router as strict_router
 from api.scheduling.commands import AnsweredPending
 from api.scheduling.router import PENDING
-from api.scheduling.slots import SlotAnswer
 
 router = strict_router(prefix="/v1", tag="Administration")
 

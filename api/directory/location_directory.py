@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Annotated, Final, Generic, TypeVar
 
 from fastapi import Depends, Request
@@ -19,6 +20,9 @@ from persistence.repositories.directory import Directory, Location, Service
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 
 MAX_AGE_S: Final = 1.0
+READ_TIMEOUT_S: Final = 3.0
+AWAY_S: Final = 1.0
+"""After a failed read the database counts as away for so long: nobody waits for it who can be answered without it."""
 LOCATIONS_MAX: Final = 10_000
 SERVICES_MAX: Final = 10_000
 
@@ -37,8 +41,10 @@ class Known(Generic[T]):
 class Locations:
     """Every location by its id, in the order in which they were made, and the ids of those in each time zone."""
 
-    by_id: Mapping[str, Location]
+    by_id: dict[str, Location]
     by_timezone: Mapping[str, tuple[str, ...]]
+    digest: str
+    """Another one when a location is there that was not, or has another time zone."""
 
 
 class Cached(Generic[T]):
@@ -49,6 +55,7 @@ class Cached(Generic[T]):
         self._clock = clock
         self._known: Known[T] | None = None
         self._loaded_at = 0.0
+        self._away_until = float("-inf")
         self._loading: asyncio.Task[Known[T]] | None = None
 
     async def get(self) -> Known[T]:
@@ -57,8 +64,10 @@ class Cached(Generic[T]):
         Raises:
             DatabaseUnavailable: nothing is known yet.
         """
-        if self._known is not None and self._clock() - self._loaded_at <= MAX_AGE_S:
-            return self._known
+        if self._known is not None:
+            now = self._clock()
+            if now - self._loaded_at <= MAX_AGE_S or now < self._away_until:
+                return self._known
         if self._loading is None:
             self._loading = asyncio.create_task(self._load_now(), name="directory cache")
         try:
@@ -71,17 +80,21 @@ class Cached(Generic[T]):
 
     def forget(self) -> None:
         """Read anew before the next answer: what is known, or is being read now, may have been overtaken."""
-        self._loaded_at = float("-inf")
+        self._loaded_at = self._away_until = float("-inf")
         self._loading = None
 
     async def _load_now(self) -> Known[T]:
         asked_at, as_of = self._clock(), datetime.now(UTC)
         loading = asyncio.current_task()
         try:
-            known = Known(value=await self._load(), as_of=as_of)
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                known = Known(value=await self._load(), as_of=as_of)
             if self._loading is loading:
                 self._known, self._loaded_at = known, asked_at
             return known
+        except (DatabaseUnavailable, TimeoutError):
+            self._away_until = self._clock() + AWAY_S
+            raise DatabaseUnavailable("the directory cannot be read") from None
         finally:
             if self._loading is loading:
                 self._loading = None
@@ -92,6 +105,8 @@ class LocationDirectory:
 
     def __init__(self, begin: Callable[[], UnitOfWork], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._begin = begin
+        self.generation = 0
+        """How often the directory has been changed here."""
         self._locations = Cached(self._load_locations, clock=clock)
         self._services = Cached(self._load_services, clock=clock)
         self._specialties = Cached(self._load_specialties, clock=clock)
@@ -108,6 +123,15 @@ class LocationDirectory:
             by_id = (await self._locations.get()).value.by_id
         return by_id[location_id].timezone
 
+    async def timezones_of(self, location_ids: Collection[str], work: UnitOfWork) -> dict[str, str]:
+        """The time zones of locations that exist; those that are not known yet are read by ``work``."""
+        by_id = (await self._locations.get()).value.by_id
+        unknown = [each for each in location_ids if each not in by_id]  # Made by another process a moment ago.
+        if unknown:
+            directory = Directory(work.connection, work.vault)
+            by_id = by_id | {each: place for each in unknown if (place := await directory.location(each)) is not None}
+        return {each: by_id[each].timezone for each in location_ids}
+
     async def locations(self) -> Known[Locations]:
         """Every location."""
         return await self._locations.get()
@@ -122,6 +146,7 @@ class LocationDirectory:
 
     def forget(self) -> None:
         """Read everything anew before the next answer; to be called after each change to the directory."""
+        self.generation += 1
         for cached in (self._locations, self._services, self._specialties):
             cached.forget()
 
@@ -134,6 +159,7 @@ class LocationDirectory:
         return Locations(
             by_id={location.id: location for location in found},
             by_timezone={timezone: tuple(ids) for timezone, ids in by_timezone.items()},
+            digest=blake2b(repr(by_timezone).encode(), digest_size=8).hexdigest(),
         )
 
     async def _load_services(self) -> Mapping[str, Service]:

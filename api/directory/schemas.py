@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated, Any, Final
 
 from fastapi import Query
 from pydantic import Field
 
+from actors.changes import SlotChange
 from api.fields import Answer, Id, Line
 from persistence.repositories.directory import Doctor, Location, Service
+from persistence.repositories.slots import SlotRow, SlotStatus
+
+NEXT_FREE_DAYS: Final = 62
 
 Specialty = Annotated[
     Line, Field(max_length=100, examples=["cardiology"], description="What a doctor is trained in, as written there.")
@@ -50,10 +55,31 @@ class DoctorAnswer(Answer):
     service_ids: list[Id]
 
 
+class SlotAnswer(Answer):
+    """An interval ``[start, end)`` that a doctor offers."""
+
+    id: Id
+    doctor_id: Id
+    location_id: Id
+    service_id: Annotated[Id | None, Field(description="What it is for; null: anything that the doctor does.")]
+    timezone: Annotated[str, Field(examples=["Europe/Berlin"], description="Of the location.")]
+    start: datetime
+    end: datetime
+    status: SlotStatus
+
+
+class ListedDoctorAnswer(DoctorAnswer):
+    """A doctor in a list."""
+
+    next_free: SlotAnswer | None = Field(
+        None, description=f"With `with=next_free`: the first free slot of the next {NEXT_FREE_DAYS} days, if any."
+    )
+
+
 class DoctorPage(Answer):
     """Doctors in the order in which they were made."""
 
-    items: list[DoctorAnswer]
+    items: list[ListedDoctorAnswer]
     next_cursor: str | None
 
 
@@ -105,4 +131,18 @@ def doctor_plain(doctor: Doctor) -> dict[str, Any]:
         "specialties": doctor.specialties,
         "location_ids": doctor.location_ids,
         "service_ids": doctor.service_ids,
+    }
+
+
+def slot_plain(slot: SlotRow | SlotChange, doctor_id: str, timezone: str) -> dict[str, Any]:
+    """A slot of that doctor's in JSON; ``timezone`` is that of its location."""
+    return {
+        "id": slot.id,
+        "doctor_id": doctor_id,
+        "location_id": slot.location_id,
+        "service_id": slot.service_id,
+        "timezone": timezone,
+        "start": slot.start,
+        "end": slot.end,
+        "status": slot.status,
     }

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from api.dependencies import PageRequest
-from api.directory.schemas import doctor_plain
+from api.directory.location_directory import LocationDirectory
+from api.directory.schemas import NEXT_FREE_DAYS, slot_plain
 from api.errors import Problem, invalid
 from persistence.repositories.directory import Directory, Doctor, DoctorSearch, search_beginnings
+from persistence.repositories.slots import Slots
 from persistence.unit_of_work import UnitOfWork
 
 T = TypeVar("T")
 
 
-async def page_of_doctors(
-    work: UnitOfWork, page: PageRequest, *, specialty: str | None, location_id: str | None, name: str | None
-) -> dict[str, Any]:
-    """One page of the doctors that meet all that is given.
+def doctor_search(*, specialty: str | None, location_id: str | None, name: str | None) -> DoctorSearch:
+    """The search for doctors that meet all that is given.
 
     Raises:
-        Problem: 422, a name without letters or digits, or a cursor that is none.
+        Problem: 422, a name without letters or digits.
     """
     beginnings = search_beginnings(name) if name is not None else ()
     if name is not None and not beginnings:
         raise invalid("/query/q", "This should contain at least one letter.")
-    search = DoctorSearch(specialty=specialty, location_id=location_id, beginnings=beginnings)
-    after = page.after("doctors", 1)
-    found = await Directory(work.connection, work.vault).doctors(
-        search, after=after[0] if after else None, limit=page.limit + 1
+    return DoctorSearch(specialty=specialty, location_id=location_id, beginnings=beginnings)
+
+
+async def add_next_free(
+    doctors: Sequence[dict[str, Any]], work: UnitOfWork, directory: LocationDirectory, location_id: str | None
+) -> None:
+    """Put the first free slot of each doctor, at that location or at any, beside what is told of the doctor."""
+    now = datetime.now(UTC)
+    found = await Slots(work.connection).next_free(
+        [doctor["id"] for doctor in doctors],
+        now=now,
+        until=now + timedelta(days=NEXT_FREE_DAYS),
+        location_id=location_id,
     )
-    return page_by_key(page, "doctors", found, key=lambda doctor: (doctor.id,), plain=doctor_plain)
+    timezones = await directory.timezones_of({slot.location_id for slot in found.values()}, work)
+    for doctor in doctors:
+        slot = found.get(doctor["id"])
+        doctor["next_free"] = None if slot is None else slot_plain(slot, slot.doctor_id, timezones[slot.location_id])
 
 
 async def known_doctor(work: UnitOfWork, doctor_id: str) -> Doctor:

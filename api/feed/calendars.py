@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from actors.changes import Change, SlotChange
 from api.directory.location_directory import LocationDirectory
+from api.directory.schemas import slot_plain
 from api.feed.stream import ChangeStream
 from api.feed.windows import Bounds, FeedWindow
 from api.routing import encoded
-from api.scheduling.slots import slot_plain
 from persistence.change_log import ChangeLog
 
 WAITING_MAX: Final = 256

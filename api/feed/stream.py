@@ -13,9 +13,11 @@ announced meanwhile only says how far there is to go. Of a calendar that nobody 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 import structlog
@@ -28,6 +30,7 @@ from persistence.change_log import Reached
 from persistence.unit_of_work import DatabaseUnavailable
 
 POLL_S: Final = 0.5
+POLL_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.5
 RECENT_MAX: Final = 128
 """Changes of a followed calendar that are kept for those who come back a moment later."""
@@ -103,6 +106,17 @@ class Line:
         return [change for change in self.recent if change.sequence > sequence]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmed:
+    """The journal has been asked which calendars had changed."""
+
+    at: float
+    """When, by the monotonic clock: what had been committed before is known of."""
+    instant: datetime
+    position: str
+    """See ``persistence.change_log.Reached``."""
+
+
 class ChangeStream:
     """Follows all calendars. ``start`` it once, ``stop`` it at the end; it belongs to one event loop."""
 
@@ -116,6 +130,10 @@ class ChangeStream:
         self._healing: dict[str, asyncio.Task[None]] = {}
         self._ahead: dict[str, int] = {}
         """How far calendars that are behind have come."""
+        self._missed: dict[str, int] = {}
+        """How far calendars had come when the journal was asked last, where that was not heard of yet."""
+        self._confirmed: Confirmed | None = None
+        self._away = False
         self._listening = False
         self._asking = asyncio.Event()
         self._ready = asyncio.Event()
@@ -139,6 +157,20 @@ class ChangeStream:
     def ready(self) -> bool:
         """Whether it is known how far the calendars have come."""
         return self._ready.is_set()
+
+    @property
+    def confirmed(self) -> Confirmed | None:
+        """When ``reached`` was last compared with the journal."""
+        return self._confirmed
+
+    @property
+    def away(self) -> bool:
+        """Whether the journal could not be asked when it was tried last."""
+        return self._away
+
+    def reached(self, doctor_id: str) -> int:
+        """How far the calendar is known to have come, whether or not all of it has been passed on."""
+        return max(self._sequences.get(doctor_id, 0), self._ahead.get(doctor_id, 0), self._missed.get(doctor_id, 0))
 
     # Following
 
@@ -263,18 +295,22 @@ class ChangeStream:
 
     async def _poll(self) -> None:
         mark: str | None = None
-        behind: dict[str, int] = {}
         while True:
             self._asking.clear()
+            asked_at, instant = time.monotonic(), datetime.now(UTC)
             try:
-                reached = await self._log.reached(mark)
-            except DatabaseUnavailable:
+                async with asyncio.timeout(POLL_TIMEOUT_S):
+                    reached = await self._log.reached(mark)
+            except (DatabaseUnavailable, TimeoutError):
+                self._away = True
                 await asyncio.sleep(RETRY_S)
                 continue
+            self._away = False
             if mark is None:
                 self._sequences = dict(reached.sequences) | self._sequences
             mark = reached.mark
-            behind = self._compare(reached, behind)
+            self._missed = self._compare(reached, self._missed)
+            self._confirmed = Confirmed(at=asked_at, instant=instant, position=reached.position)
             self._ready.set()
             try:
                 async with asyncio.timeout(POLL_S):

@@ -4,42 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import Query, Request
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, WithJsonSchema
 from starlette.responses import Response
 
 from actors.availability import zone
-from actors.changes import SlotChange
-from api.dependencies import Page, TheServices
-from api.directory.answers import READ, answer
+from api.dependencies import Page
+from api.directory.answers import READ
 from api.directory.location_directory import TheLocationDirectory
-from api.directory.schemas import Specialty
+from api.directory.schemas import SlotAnswer, Specialty, slot_plain
 from api.directory.service import page_by_key
 from api.errors import invalid
 from api.fields import Answer, Day, Id
 from api.routing import router as strict_router
 from api.scheduling.slot_owners import TheSlotOwners
-from persistence.repositories.slots import SlotRow, Slots, SlotSearch, SlotStatus, Window
+from api.searches import Found, TheSearches, earliest, key_of, respond
+from persistence.repositories.slots import Slots, SlotSearch, SlotStatus, Window
+from persistence.unit_of_work import UnitOfWork
 
 DAYS_MAX: Final = 62
 DAYS_AFTER_FIRST: Final = 14
 
 router = strict_router(prefix="/v1", tag="Directory and slots")
-
-
-class SlotAnswer(Answer):
-    """An interval ``[start, end)`` that a doctor offers."""
-
-    id: Id
-    doctor_id: Id
-    location_id: Id
-    service_id: Annotated[Id | None, Field(description="What it is for; null: anything that the doctor does.")]
-    timezone: Annotated[str, Field(examples=["Europe/Berlin"], description="Of the location.")]
-    start: datetime
-    end: datetime
-    status: SlotStatus
 
 
 class SlotPage(Answer):
@@ -68,9 +56,9 @@ Statuses = Annotated[
 @router.get("/slots", response_model=SlotPage, responses=READ)
 async def list_slots(
     request: Request,
-    services: TheServices,
     directory: TheLocationDirectory,
     owners: TheSlotOwners,
+    searches: TheSearches,
     page: Page,
     doctor_id: Annotated[Id | None, Query()] = None,
     specialty: Annotated[Specialty | None, Query()] = None,
@@ -105,20 +93,29 @@ async def list_slots(
         specialty=specialty,
         service_id=service_id,
     )
-    found: list[SlotRow] = []
-    if search.windows:
-        async with services.unit_of_work() as work:
-            found = await Slots(work.connection).search(search)
-    owners.learn((row.id, row.doctor_id) for row in found)
-    timezones = {place_id: await directory.timezone_of(place_id) for place_id in {row.location_id for row in found}}
-    content = page_by_key(
-        page,
-        "slots",
-        found,
-        key=lambda row: (row.start, row.id),
-        plain=lambda row: slot_plain(row, row.doctor_id, timezones[row.location_id]),
-    )
-    return answer(request, content, now)
+    alone = doctor_id if specialty is None and service_id is None else None
+
+    async def read(work: UnitOfWork) -> Found:
+        slots = Slots(work.connection)
+        calendar = None if alone is None else await slots.calendar(alone, now)
+        found = await slots.search(search)
+        owners.learn((row.id, row.doctor_id) for row in found)
+        first_free = next((row.start for row in found if row.status is SlotStatus.FREE), None)
+        timezones = await directory.timezones_of({row.location_id for row in found}, work)
+        return Found(
+            content=page_by_key(
+                page,
+                "slots",
+                found,
+                key=lambda row: (row.start, row.id),
+                plain=lambda row: slot_plain(row, row.doctor_id, timezones[row.location_id]),
+            ),
+            sequence=0 if calendar is None else calendar.sequence,
+            until=earliest(first_free, None if calendar is None else calendar.next_hold_ends_at),
+        )
+
+    key = key_of("slots", search.key, locations.digest, directory.generation)
+    return respond(request, await searches.answer(key, read, doctor_id=alone))
 
 
 def check_days(first_day: date | None, last_day: date | None, now: datetime) -> None:
@@ -157,17 +154,3 @@ def days_in(timezone: str, first_day: date | None, last_day: date | None, now: d
     last = last_day or first + timedelta(days=DAYS_AFTER_FIRST)
     start, end = (datetime.combine(day, time(), clock).astimezone(UTC) for day in (first, last + timedelta(days=1)))
     return start, max(start, end)
-
-
-def slot_plain(slot: SlotRow | SlotChange, doctor_id: str, timezone: str) -> dict[str, Any]:
-    """A slot of that doctor's in JSON; ``timezone`` is that of its location."""
-    return {
-        "id": slot.id,
-        "doctor_id": doctor_id,
-        "location_id": slot.location_id,
-        "service_id": slot.service_id,
-        "timezone": timezone,
-        "start": slot.start,
-        "end": slot.end,
-        "status": slot.status,
-    }

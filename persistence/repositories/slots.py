@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import FromClause
 from sqlalchemy.types import DateTime, Uuid
 
-from persistence.tables import doctor, slot
+from persistence.tables import calendar, doctor, hold, slot
 
 FEW_DOCTORS_MAX = 100
 WALK_MAX = 2_000
@@ -66,6 +66,21 @@ class SlotSearch:
     specialty: str | None = None
     service_id: str | None = None
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """All of it but ``now``."""
+        windows = [(window.start, window.end, sorted(window.location_ids)) for window in self.windows]
+        found_by = (self.doctor_id, self.location_id, self.specialty, self.service_id)
+        return (*found_by, windows, sorted(self.statuses), self.after, self.limit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalendarState:
+    """How far a calendar has come, and when time itself will change it next."""
+
+    sequence: int
+    next_hold_ends_at: datetime | None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotRow:
@@ -99,6 +114,22 @@ class Slots:
             return walked if len(walked) == search.limit else await self._rows(_ask_each(search, doctors))
         return await self._rows(_ask_each(search, _these(few))) if few else []
 
+    async def calendar(self, doctor_id: str, now: datetime) -> CalendarState | None:
+        """How far that doctor's calendar has come; ``None``: there is no such calendar."""
+        row = (await self._connection.execute(_CALENDAR, {"doctor_id": doctor_id, "now": now})).one_or_none()
+        return None if row is None else CalendarState(sequence=row[0], next_hold_ends_at=row[1])
+
+    async def next_free(
+        self, doctor_ids: Sequence[str], *, now: datetime, until: datetime, location_id: str | None
+    ) -> dict[str, SlotRow]:
+        """The first free slot of each of these doctors that begins before ``until``, at that location or at any."""
+        window = Window(start=now, end=until, location_ids=())
+        search = SlotSearch(windows=(window,), now=now, limit=len(doctor_ids), location_id=location_id)
+        wanted = _these(doctor_ids).cte("wanted")
+        first = _next_slots(search, wanted.c.id, 1).lateral("first")
+        rows = await self._rows(select(*_columns(first, now)).select_from(wanted.join(first, true())))
+        return {row.doctor_id: row for row in rows}
+
     async def locations_between(self, doctor_id: str, start: datetime, end: datetime) -> set[str]:
         """Where the doctor has slots that begin in ``[start, end)``."""
         rows = await self._connection.execute(
@@ -125,6 +156,12 @@ class Slots:
 
 
 _UUIDS = ARRAY(Uuid(as_uuid=False))
+_CALENDAR = select(
+    calendar.c.sequence,
+    select(func.min(hold.c.expires_at))
+    .where(hold.c.doctor_id == calendar.c.doctor_id, hold.c.expires_at > bindparam("now"))
+    .scalar_subquery(),
+).where(calendar.c.doctor_id == bindparam("doctor_id"))
 
 
 def _doctors(search: SlotSearch) -> Select[str] | None:

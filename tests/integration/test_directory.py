@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import select, update
 
 from persistence.identifiers import new_id
-from persistence.tables import app_user, doctor, slot
+from persistence.tables import app_user, doctor
 from tests.integration.application import Application
 from tests.integration.clinic import code, days_on, open_clinic, pointers, weekly
 
@@ -174,18 +174,15 @@ async def test_slots_by_service_specialty_and_status_page_by_page(api: Applicati
     tag = {"If-None-Match": answer.headers["etag"]}
     assert (await api.http.get("/v1/slots", params={"doctor_id": anybody}, headers=tag)).status_code == 304
     taken = answer.json()["items"][0]["id"]
-    now = datetime.now(UTC)
-    async with api.services.unit_of_work() as work:
-        await work.connection.execute(
-            update(slot).where(slot.c.id == taken).values(status="held", held_until=now + timedelta(minutes=5))
-        )
+    await api.register("anna")
+    anna = await api.sign_in("anna")
+    hold = await api.http.post("/v1/holds", json={"slot_id": taken}, headers=anna)
     changed = await api.http.get("/v1/slots", params={"doctor_id": anybody}, headers=tag)
     assert (changed.status_code, len(changed.json()["items"])) == (200, 2)
     (held,) = await clinic.slots(status="held")
     assert (held["id"], held["status"]) == (taken, "held")
     assert len(await clinic.slots(status="held,free")) == 5
-    async with api.services.unit_of_work() as work:
-        await work.connection.execute(update(slot).where(slot.c.id == taken).values(held_until=now))
+    await api.http.delete(f"/v1/holds/{hold.json()['id']}", headers=anna)
     assert await clinic.slots(status="held") == []
     assert {each["status"] for each in await clinic.slots()} == {"free"}
     assert len(await clinic.slots()) == 5

@@ -79,7 +79,9 @@ class Journal:
     async def reached(self, mark: str | None = None) -> Reached:
         """See ``ChangeLog.reached``."""
         await self._answer()
-        return Reached(sequences={doctor: len(changes) for doctor, changes in self.changes.items()}, mark="1")
+        return Reached(
+            sequences={doctor: len(changes) for doctor, changes in self.changes.items()}, mark="1", position="0/0"
+        )
 
     async def _answer(self) -> None:
         self.asked += 1

@@ -1,0 +1,255 @@
+"""Searches answered from memory: in this process, else from Redis, else from the database, and never a second late.
+
+An answer about one doctor's slots is right while the calendar has the number that it was read at, as the change stream
+knows: that number is compared with the journal twice a second, and an answer that was not compared for ``AGE_MAX_S`` is
+read anew. An answer about many doctors is right for ``AGE_MAX_S``. Both end earlier where time itself changes them: a
+slot begins, a hold ends.
+
+What was done through this process shows at once: of that doctor always, of many unless so much is done that reading
+each time would cost more than it is worth.
+
+Reads go to the replica where there is one and it has come as far as the primary had when the stream last asked; else to
+the primary. While the database is away, what is known is told with the instant it was true for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from time import monotonic
+from time import time as wall_clock
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import Depends, Request
+from starlette.responses import Response
+
+from api.dependencies import content_tag, tagged
+from api.feed.stream import ChangeStream
+from api.routing import encoded
+from persistence.database import has_reached
+from persistence.search_store import Answer, SearchStore
+from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
+
+AGE_MAX_S: Final = 0.8
+"""An answer is at most a second late; this leaves some of it for the way."""
+STALE_MAX_S: Final = 900.0
+"""What is older is not told even while the database is away."""
+READ_AGAIN_A_SECOND: Final = 20
+"""How often answers about many doctors are read before their time, because something was done here."""
+DONE_MAX: Final = 10_000
+KNOWN_BYTES_MAX: Final = 64 << 20
+OVERHEAD_BYTES: Final = 1024
+"""What an answer takes beside its body, about."""
+FOREVER: Final = 253_402_300_799.0
+"""The end of the year 9999."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a search has found."""
+
+    content: Any
+    """Plain data, as it is answered."""
+    sequence: int = 0
+    """Of the calendar that it is about, read before the content."""
+    until: float = FOREVER
+    """See ``Answer``."""
+
+
+Read = Callable[[UnitOfWork], Awaitable[Found]]
+
+
+@dataclass(slots=True)
+class _Known:
+    answer: Answer
+    read_at: float
+    """By the monotonic clock, before it was read: it is not older than that."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    began_at: float
+    task: asyncio.Task[Answer]
+
+
+class Searches:
+    """Answers searches. One for each process and event loop."""
+
+    def __init__(
+        self,
+        *,
+        stream: ChangeStream,
+        store: SearchStore,
+        begin: Callable[[], UnitOfWork],
+        begin_on_replica: Callable[[], UnitOfWork] | None,
+    ) -> None:
+        self._stream = stream
+        self._store = store
+        self._begin = begin
+        self._begin_on_replica = begin_on_replica
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known_bytes = 0
+        self._reading: dict[str, _Reading] = {}
+        self._done_at: dict[str, float] = {}
+        """When something was last done here in a calendar; forgotten once the journal was asked after it."""
+        self._last_done_at = float("-inf")
+        self._read_again_from = float("-inf")
+
+    def note(self, doctor_id: str) -> None:
+        """Something was done in that calendar: its answers of before are not told any more."""
+        self._last_done_at = self._done_at[doctor_id] = monotonic()
+        if len(self._done_at) > DONE_MAX:
+            asked_at = self._last_done_at if self._stream.confirmed is None else self._stream.confirmed.at
+            self._done_at = {each: at for each, at in self._done_at.items() if at >= asked_at}
+
+    async def answer(self, key: str, read: Read, *, doctor_id: str | None = None) -> Answer:
+        """What ``read`` finds, or has found a moment ago; ``key`` says all that it depends on but the database.
+
+        ``doctor_id`` names the one calendar that it is about, if it is about nothing else.
+
+        Raises:
+            DatabaseUnavailable: and nothing is known.
+        """
+        known = self._known.get(key)
+        if known is not None and (answer := self._right(known, doctor_id)) is not None:
+            return answer
+        now = monotonic()
+        may_be_told = known is not None and now - known.read_at < STALE_MAX_S
+        if known is not None and may_be_told and self._stream.away:
+            return known.answer
+        reading = self._reading.get(key)
+        if reading is None or now - reading.began_at > AGE_MAX_S or self._is_overtaken(reading.began_at, doctor_id):
+            reading = self._reading[key] = _Reading(now, asyncio.create_task(self._find(key, read, doctor_id)))
+            reading.task.add_done_callback(partial(self._has_read, key, reading))
+        try:
+            # Shielded: one caller that goes away must not take the answer from the others.
+            return await asyncio.shield(reading.task)
+        except DatabaseUnavailable:
+            if known is None or not may_be_told:
+                raise
+            return known.answer
+
+    def _has_read(self, key: str, reading: _Reading, task: asyncio.Task[Answer]) -> None:
+        if self._reading.get(key) is reading:
+            del self._reading[key]
+        if not task.cancelled():
+            task.exception()  # Whoever waited was told; perhaps all of them have gone.
+
+    def _right(self, known: _Known, doctor_id: str | None) -> Answer | None:
+        """The answer, if it is right now."""
+        answer = known.answer
+        if wall_clock() >= answer.until:
+            return None
+        now = monotonic()
+        right_at = known.read_at
+        if doctor_id is None:
+            right = right_at >= now - AGE_MAX_S and not self._is_overtaken(right_at, None)
+            return answer if right else None
+        if self._stream.reached(doctor_id) > answer.sequence:
+            return None
+        confirmed = self._stream.confirmed
+        if confirmed is not None and confirmed.at > right_at:
+            right_at = confirmed.at
+            if answer.as_of < confirmed.instant:
+                answer = known.answer = replace(answer, as_of=confirmed.instant)
+        return answer if right_at >= now - AGE_MAX_S and not self._is_overtaken(right_at, doctor_id) else None
+
+    def _is_overtaken(self, read_at: float, doctor_id: str | None) -> bool:
+        """Whether something was done here since, and it is worth reading again; if of many doctors, that is counted."""
+        if doctor_id is not None:
+            return read_at < self._done_at.get(doctor_id, read_at)
+        now = monotonic()
+        if read_at >= self._last_done_at or self._read_again_from > now:
+            return False
+        # Up to a second's worth may have been saved up.
+        self._read_again_from = max(self._read_again_from, now - 1.0) + 1.0 / READ_AGAIN_A_SECOND
+        return True
+
+    async def _find(self, key: str, read: Read, doctor_id: str | None) -> Answer:
+        if doctor_id is not None and (shared := await self._store.get(key)) is not None:
+            # It was read by others, who knows when: only its number tells whether it is right.
+            known = _Known(shared, float("-inf"))
+            if self._right(known, doctor_id) is not None and self._stream.confirmed is not None:
+                known.read_at = self._stream.confirmed.at
+                self._keep(key, known)
+                return known.answer
+        known = await self._read_on_replica(read, doctor_id) or await self._read_on_primary(read)
+        self._keep(key, known)
+        if doctor_id is not None:
+            await self._store.put(key, known.answer)
+        return known.answer
+
+    async def _read_on_primary(self, read: Read) -> _Known:
+        read_at, instant = monotonic(), datetime.now(UTC)
+        async with self._begin() as work:
+            return _Known(_answer(await read(work), instant), read_at)
+
+    async def _read_on_replica(self, read: Read, doctor_id: str | None) -> _Known | None:
+        """What is found there, if it has all that was known of when the journal was last asked."""
+        confirmed = self._stream.confirmed
+        if self._begin_on_replica is None or confirmed is None:
+            return None
+        age_s = monotonic() - confirmed.at
+        if age_s > AGE_MAX_S or self._is_overtaken(confirmed.at, doctor_id):
+            return None
+        try:
+            async with self._begin_on_replica() as work:
+                if not await has_reached(work.connection, confirmed.position):
+                    return None
+                found = await read(work)
+        except DatabaseUnavailable:
+            return None
+        if doctor_id is not None and found.sequence < self._stream.reached(doctor_id):
+            return None
+        return _Known(_answer(found, confirmed.instant), confirmed.at)
+
+    def _keep(self, key: str, known: _Known) -> None:
+        before = self._known.get(key)
+        if before is not None:
+            if before.read_at > known.read_at:
+                return  # A later read was quicker.
+            del self._known[key]
+            self._known_bytes -= _size(key, before)
+        self._known[key] = known
+        self._known_bytes += _size(key, known)
+        while self._known_bytes > KNOWN_BYTES_MAX:
+            forgotten, oldest = self._known.popitem(last=False)
+            self._known_bytes -= _size(forgotten, oldest)
+
+
+def respond(request: Request, answer: Answer) -> Response:
+    """The response that tells it, or 304 where the client has just that."""
+    return tagged(request, answer.body, at=answer.as_of, tag=answer.tag)
+
+
+def key_of(*parts: object) -> str:
+    """A key of parts that say what is asked for."""
+    return orjson.dumps(parts, default=str).decode()
+
+
+def earliest(*instants: datetime | None) -> float:
+    """The first of these, as ``Found.until`` has it."""
+    return min((instant.timestamp() for instant in instants if instant is not None), default=FOREVER)
+
+
+def _answer(found: Found, as_of: datetime) -> Answer:
+    body = encoded(found.content)
+    return Answer(body=body, tag=content_tag(body), as_of=as_of, until=found.until, sequence=found.sequence)
+
+
+def _size(key: str, known: _Known) -> int:
+    return len(key) + len(known.answer.body) + OVERHEAD_BYTES
+
+
+async def searches_of(request: Request) -> Searches:
+    """The one of this process."""
+    searches: Searches = request.app.state.searches
+    return searches
+
+
+TheSearches = Annotated[Searches, Depends(searches_of)]
