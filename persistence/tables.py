@@ -416,6 +416,7 @@ doctor = Table(
     Index(None, "search", postgresql_using="gin"),
     Index(None, "specialties", postgresql_using="gin"),
     Index(None, "location_ids", postgresql_using="gin"),
+    Index(None, "service_ids", postgresql_using="gin"),
     UniqueConstraint("user_id"),
 )
 
