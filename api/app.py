@@ -35,6 +35,7 @@ from api.protocol import ADMISSION
 from api.scheduling import router as scheduling
 from api.scheduling import slots
 from api.scheduling.slot_owners import SlotOwners
+from api.scheduling.slot_queries import Queries
 from api.searches import Searches
 from cluster.bootstrap import close_services, open_services
 from cluster.settings import Settings, read_settings
@@ -78,7 +79,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
             readiness = app.state.readiness = Readiness(services)
             app.state.location_directory = LocationDirectory(services.unit_of_work)
             app.state.slot_owners = SlotOwners(services.lookups.slot_owners)
-            change_log = ChangeLog(services.unit_of_work)
+            change_log = ChangeLog(services.unit_of_work, services.lookups)
             stream = ChangeStream(listen=services.listen, log=change_log)
             app.state.searches = Searches(
                 stream=stream,
@@ -93,6 +94,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
                     most=settings.feed_connections_max, most_per_user=settings.feed_connections_per_user_max
                 ),
             )
+            app.state.slot_queries = Queries(app.state.searches, app.state.location_directory)
             services.calendars.on_done(app.state.searches.note)
             stream.start()
             try:

@@ -111,12 +111,12 @@ class StrictRoute(APIRoute):
         return response
 
 
-def router(*, prefix: str = "", tag: str) -> APIRouter:
+def router(*, prefix: str = "", tag: str, route_class: type[StrictRoute] = StrictRoute) -> APIRouter:
     """A router whose routes are strict; its operations are named for their functions and stand under ``tag``."""
     return APIRouter(
         prefix=prefix,
         tags=[tag],
-        route_class=StrictRoute,
+        route_class=route_class,
         generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
     )

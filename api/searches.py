@@ -107,6 +107,11 @@ class Searches:
             asked_at = self._last_done_at if self._stream.confirmed is None else self._stream.confirmed.at
             self._done_at = {each: at for each, at in self._done_at.items() if at >= asked_at}
 
+    def known(self, key: str, doctor_id: str | None) -> Answer | None:
+        """What can be told without reading anything; see ``answer``."""
+        known = self._known.get(key)
+        return None if known is None else self._right(known, doctor_id)
+
     async def answer(self, key: str, read: Read, *, doctor_id: str | None = None) -> Answer:
         """What ``read`` finds, or has found a moment ago; ``key`` says all that it depends on but the database.
 
@@ -115,9 +120,9 @@ class Searches:
         Raises:
             DatabaseUnavailable: and nothing is known.
         """
-        known = self._known.get(key)
-        if known is not None and (answer := self._right(known, doctor_id)) is not None:
+        if (answer := self.known(key, doctor_id)) is not None:
             return answer
+        known = self._known.get(key)
         now = monotonic()
         may_be_told = known is not None and now - known.read_at < STALE_MAX_S
         if known is not None and may_be_told and self._stream.away:

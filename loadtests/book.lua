@@ -9,7 +9,7 @@ end
 
 function init(arguments)
     requests, position, exhausted = {}, 0, 0
-    created, refused, unavailable, others = 0, 0, 0, 0
+    read, created, refused, unavailable, others = 0, 0, 0, 0, 0
     local file = assert(io.open(arguments[1], "rb"))
     for request in file:read("*a"):gmatch("(%Z+)%z") do
         requests[#requests + 1] = request
@@ -28,7 +28,9 @@ function request()
 end
 
 function response(status)
-    if status == 201 then
+    if status == 200 then
+        read = read + 1
+    elseif status == 201 then
         created = created + 1
     elseif status == 409 then
         refused = refused + 1
@@ -40,8 +42,9 @@ function response(status)
 end
 
 function done(summary, latency)
-    local created, refused, unavailable, others, exhausted = 0, 0, 0, 0, 0
+    local read, created, refused, unavailable, others, exhausted = 0, 0, 0, 0, 0, 0
     for _, thread in ipairs(threads) do
+        read = read + thread:get("read")
         created = created + thread:get("created")
         refused = refused + thread:get("refused")
         unavailable = unavailable + thread:get("unavailable")
@@ -50,7 +53,7 @@ function done(summary, latency)
     end
     local failed = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout
     print(string.format(
-        '{"created": %d, "refused": %d, "unavailable": %d, "others": %d, "failed": %d, "exhausted": %d, "seconds": %.6f, "p50_ms": %.3f, "p99_ms": %.3f, "worst_ms": %.3f}',
-        created, refused, unavailable, others, failed, exhausted, summary.duration / 1e6,
+        '{"read": %d, "created": %d, "refused": %d, "unavailable": %d, "others": %d, "failed": %d, "exhausted": %d, "seconds": %.6f, "p50_ms": %.3f, "p99_ms": %.3f, "worst_ms": %.3f}',
+        read, created, refused, unavailable, others, failed, exhausted, summary.duration / 1e6,
         latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3))
 end

@@ -26,6 +26,8 @@ GRACE_S = 30.0
 class Outcome:
     """What a round brought."""
 
+    read: int
+    """Answers 200."""
     created: int
     """Answers 201."""
     refused: int
@@ -43,12 +45,12 @@ class Outcome:
 
     @property
     def answered(self) -> int:
-        """Booked or refused."""
-        return self.created + self.refused
+        """Told, booked or refused."""
+        return self.read + self.created + self.refused
 
     @property
     def rate(self) -> float:
-        """Bookings and refusals a second."""
+        """Such answers a second."""
         return self.answered / self.seconds
 
 
@@ -114,8 +116,11 @@ async def _drive_ourselves(url: str, requests: Sequence[bytes], connections: int
         raise RuntimeError("the requests ran out before the round ended")
     elapsed = min(loop.time(), round_.ends_at) - began
     latencies = sorted(round_.latencies_s) or [0.0]
-    created, refused, unavailable = (round_.statuses.pop(status, 0) for status in (b"201", b"409", b"503"))
+    read, created, refused, unavailable = (
+        round_.statuses.pop(status, 0) for status in (b"200", b"201", b"409", b"503")
+    )
     return Outcome(
+        read=read,
         created=created,
         refused=refused,
         unavailable=unavailable,

@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import text
 
 from actors.changes import AppointmentChange, Change, Effect, SlotChange
+from persistence.lookups import Lookups, Reached
 from persistence.unit_of_work import UnitOfWork
 
 CHANGES_MAX: Final = 500
@@ -25,16 +26,6 @@ class Snapshot:
     sequence: int
     slots: tuple[SlotChange, ...]
     """By start, then id. A hold past its time reads as free."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reached:
-    """How far calendars have come, and the mark from which on to ask the next time."""
-
-    sequences: dict[str, int]
-    mark: str
-    position: str
-    """Where the journal of the database itself had got to: a replica that has come so far has all of this."""
 
 
 _SNAPSHOT = text(
@@ -55,7 +46,6 @@ _SLOTS = text(
     " WHERE id = ANY(CAST(:ids AS uuid[]))"
 )
 _REACHED = text("SELECT doctor_id::text, sequence FROM calendar WHERE sequence > 0")
-_REACHED_SINCE = text("SELECT doctor_id::text, sequence FROM calendar WHERE changed_in >= CAST(:mark AS xid8)")
 _MARK = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text, pg_current_wal_flush_lsn()::text")
 
 
@@ -66,8 +56,9 @@ class ChangeLog:
         DatabaseUnavailable: from every call.
     """
 
-    def __init__(self, begin: Callable[[], UnitOfWork]) -> None:
+    def __init__(self, begin: Callable[[], UnitOfWork], lookups: Lookups) -> None:
         self._begin = begin
+        self._lookups = lookups
 
     async def snapshot(self, doctor_id: str, start: datetime, end: datetime, now: datetime) -> Snapshot | None:
         """The calendar's slots that begin in ``[start, end)``, and the number they are true for; ``None``: no such."""
@@ -127,12 +118,11 @@ class ChangeLog:
 
         The mark is the oldest transaction that was under way: whatever had not been committed yet is of it or later.
         """
+        if mark is not None:
+            return await self._lookups.reached(mark)
         async with self._begin() as work:
             next_mark, position = (await work.connection.execute(_MARK)).one()
-            if mark is None:
-                rows = await work.connection.execute(_REACHED)
-            else:
-                rows = await work.connection.execute(_REACHED_SINCE, {"mark": mark})
+            rows = await work.connection.execute(_REACHED)
             return Reached(sequences={row[0]: row[1] for row in rows}, mark=next_mark, position=position)
 
 

@@ -1,4 +1,4 @@
-"""What nearly every command has to know, each read in one round trip: whose a slot is, and what a user may.
+"""What has to be known all the time, each read in one round trip: whose a slot is, what a user may, who has changed.
 
 A unit of work takes four (a ping, BEGIN, the query, COMMIT), and that is right for requests. But commands wait for
 these answers before they can go to their calendars, all of them at once. So each kind of look-up has a connection of
@@ -37,6 +37,22 @@ CROSS JOIN LATERAL (
 ) AS own
 WHERE u.id = ANY(%s::uuid[]) AND u.erased_at IS NULL
 """
+# The mark is of the statement's own snapshot: what that does not see is of the oldest transaction under way, or later.
+CHANGED = """
+SELECT now.mark::text, now.position::text, c.doctor_id::text, c.sequence
+FROM (SELECT pg_snapshot_xmin(pg_current_snapshot()) AS mark, pg_current_wal_flush_lsn() AS position) AS now
+LEFT JOIN calendar AS c ON c.changed_in >= %s::xid8
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """How far calendars have come, and the mark from which on to ask the next time."""
+
+    sequences: dict[str, int]
+    mark: str
+    position: str
+    """Where the log of the database itself had got to: a replica that has come so far has all of this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +85,7 @@ class Lookups:
     def __init__(self, database_url: str) -> None:
         self._owners = _Query(database_url, _OWNERS)
         self._access = _Query(database_url, _ACCESS)
+        self._changed = _Query(database_url, CHANGED)
 
     async def slot_owners(self, slot_ids: Collection[str]) -> Mapping[str, str]:
         """The doctor of each of these slots that exists.
@@ -76,7 +93,7 @@ class Lookups:
         Raises:
             DatabaseUnavailable
         """
-        return dict(await self._owners.rows(slot_ids))
+        return dict(await self._owners.rows(_array(slot_ids)))
 
     async def access(self, user_ids: Collection[str]) -> list[Access]:
         """What has to be known of each of these users at every request; those who are gone are left out.
@@ -84,16 +101,30 @@ class Lookups:
         Raises:
             DatabaseUnavailable
         """
-        return [_access(*row) for row in await self._access.rows(user_ids)]
+        return [_access(*row) for row in await self._access.rows(_array(user_ids))]
+
+    async def reached(self, mark: str) -> Reached:
+        """The calendars that changed since the mark was given: more, perhaps, but never fewer.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        rows = await self._changed.rows(mark)
+        return Reached(
+            sequences={doctor_id: sequence for _, _, doctor_id, sequence in rows if doctor_id is not None},
+            mark=rows[0][0],
+            position=rows[0][1],
+        )
 
     async def close(self) -> None:
         """Let the connections go."""
         await self._owners.close()
         await self._access.close()
+        await self._changed.close()
 
 
 class _Query:
-    """One statement about ids, on a connection of its own that is made anew when it is lost."""
+    """One statement with one parameter, on a connection of its own that is made anew when it is lost."""
 
     def __init__(self, database_url: str, statement: str) -> None:
         self._url = libpq_url(database_url)
@@ -101,20 +132,19 @@ class _Query:
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._turn = asyncio.Lock()
 
-    async def rows(self, ids: Collection[str]) -> list[Any]:
-        array = f"{{{','.join(ids)}}}"
+    async def rows(self, parameter: str) -> list[Any]:
         async with self._turn:
             try:
                 if self._connection is not None:
                     try:
-                        return await self._ask(self._connection, array)
+                        return await self._ask(self._connection, parameter)
                     except psycopg.OperationalError:
                         # Lost since it was used last, most likely; reading twice does no harm.
                         await self.close()
                 self._connection = await psycopg.AsyncConnection.connect(
                     self._url, autocommit=True, options=_OPTIONS, application_name="zapis-lookups", **CONNECT
                 )
-                return await self._ask(self._connection, array)
+                return await self._ask(self._connection, parameter)
             except (psycopg.Error, OSError) as error:
                 await self.close()
                 raise DatabaseUnavailable("the database is unavailable") from error
@@ -122,15 +152,19 @@ class _Query:
                 await self.close()  # It may be in the middle of an answer.
                 raise
 
-    async def _ask(self, connection: psycopg.AsyncConnection[TupleRow], array: str) -> list[TupleRow]:
+    async def _ask(self, connection: psycopg.AsyncConnection[TupleRow], parameter: str) -> list[TupleRow]:
         cursor = connection.cursor(binary=True)
-        await cursor.execute(self._statement, (array,), prepare=True)
+        await cursor.execute(self._statement, (parameter,), prepare=True)
         return await cursor.fetchall()
 
     async def close(self) -> None:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await connection.close()
+
+
+def _array(ids: Collection[str]) -> str:
+    return f"{{{','.join(ids)}}}"
 
 
 def _access(

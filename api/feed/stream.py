@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from actors import tasks
 from actors.changes import AppointmentChange, Change
 from persistence.announcements import UnreadableAnnouncement
-from persistence.change_log import Reached
+from persistence.lookups import Reached
 from persistence.unit_of_work import DatabaseUnavailable
 
 POLL_S: Final = 0.5
@@ -114,7 +114,7 @@ class Confirmed:
     """When, by the monotonic clock: what had been committed before is known of."""
     instant: datetime
     position: str
-    """See ``persistence.change_log.Reached``."""
+    """See ``persistence.lookups.Reached``."""
 
 
 class ChangeStream:
@@ -313,7 +313,7 @@ class ChangeStream:
             self._confirmed = Confirmed(at=asked_at, instant=instant, position=reached.position)
             self._ready.set()
             try:
-                async with asyncio.timeout(POLL_S):
+                async with asyncio.timeout(max(0.0, asked_at + POLL_S - time.monotonic())):
                     await self._asking.wait()
             except TimeoutError:
                 pass

@@ -20,6 +20,7 @@ from api.errors import invalid
 from api.fields import Answer, Day, Id
 from api.routing import router as strict_router
 from api.scheduling.slot_owners import TheSlotOwners
+from api.scheduling.slot_queries import Queries, SlotsRoute
 from api.searches import Found, TheSearches, earliest, key_of, respond
 from persistence.repositories.slots import Slots, SlotSearch, SlotStatus, Window
 from persistence.unit_of_work import UnitOfWork
@@ -27,7 +28,7 @@ from persistence.unit_of_work import UnitOfWork
 DAYS_MAX: Final = 62
 DAYS_AFTER_FIRST: Final = 14
 
-router = strict_router(prefix="/v1", tag="Directory and slots")
+router = strict_router(prefix="/v1", tag="Directory and slots", route_class=SlotsRoute)
 
 
 class SlotPage(Answer):
@@ -115,6 +116,8 @@ async def list_slots(
         )
 
     key = key_of("slots", search.key, locations.digest, directory.generation)
+    queries: Queries = request.app.state.slot_queries
+    await queries.learn(request.scope["query_string"], key, alone)
     return respond(request, await searches.answer(key, read, doctor_id=alone))
 
 

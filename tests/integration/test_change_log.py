@@ -30,6 +30,7 @@ from persistence.announcements import (
 from persistence.change_log import REPLAY_MAX, ChangeLog
 from persistence.database import open_database
 from persistence.journal import PostgresJournal
+from persistence.lookups import Lookups
 from persistence.sealed import Vault
 from persistence.unit_of_work import UnitOfWork
 from persistence.verify import verify
@@ -44,7 +45,9 @@ PATIENCE_S = 20.0
 @pytest.fixture
 async def change_log(database_url: str) -> AsyncIterator[ChangeLog]:
     database = open_database(database_url, pool_max=2)
-    yield ChangeLog(lambda: UnitOfWork(database, Vault(bytes(32))))
+    lookups = Lookups(database_url)
+    yield ChangeLog(lambda: UnitOfWork(database, Vault(bytes(32))), lookups)
+    await lookups.close()
     await database.dispose()
 
 

@@ -15,7 +15,8 @@ import api.feed.stream
 from actors.changes import AppointmentChange, Change, Effect
 from api.feed.stream import RECENT_MAX, ChangeStream
 from persistence.announcements import UnreadableAnnouncement, decode_announcements
-from persistence.change_log import CHANGES_MAX, Reached
+from persistence.change_log import CHANGES_MAX
+from persistence.lookups import Reached
 from persistence.unit_of_work import DatabaseUnavailable
 from tests.given import NOW
 
