@@ -37,6 +37,9 @@ from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 
 AGE_MAX_S: Final = 0.8
 """An answer is at most a second late; this leaves some of it for the way."""
+READ_TIMEOUT_S: Final = 5.0
+PATIENCE_S: Final = 2.0
+"""Who can be told something older waits no longer than that for something new."""
 STALE_MAX_S: Final = 900.0
 """What is older is not told even while the database is away."""
 READ_AGAIN_A_SECOND: Final = 20
@@ -125,18 +128,20 @@ class Searches:
         known = self._known.get(key)
         now = monotonic()
         may_be_told = known is not None and now - known.read_at < STALE_MAX_S
-        if known is not None and may_be_told and self._stream.away:
+        away_at = self._stream.away_at
+        if known is not None and may_be_told and away_at is not None and away_at > self._last_done_at:
             return known.answer
         reading = self._reading.get(key)
         if reading is None or now - reading.began_at > AGE_MAX_S or self._is_overtaken(reading.began_at, doctor_id):
-            reading = self._reading[key] = _Reading(now, asyncio.create_task(self._find(key, read, doctor_id)))
+            reading = self._reading[key] = _Reading(now, asyncio.create_task(self._find_soon(key, read, doctor_id)))
             reading.task.add_done_callback(partial(self._has_read, key, reading))
         try:
-            # Shielded: one caller that goes away must not take the answer from the others.
-            return await asyncio.shield(reading.task)
-        except DatabaseUnavailable:
+            async with asyncio.timeout(PATIENCE_S if may_be_told else READ_TIMEOUT_S):
+                # Shielded: one caller that goes away must not take the answer from the others.
+                return await asyncio.shield(reading.task)
+        except (DatabaseUnavailable, TimeoutError):
             if known is None or not may_be_told:
-                raise
+                raise DatabaseUnavailable("nothing is known that could be told") from None
             return known.answer
 
     def _has_read(self, key: str, reading: _Reading, task: asyncio.Task[Answer]) -> None:
@@ -174,6 +179,13 @@ class Searches:
         # Up to a second's worth may have been saved up.
         self._read_again_from = max(self._read_again_from, now - 1.0) + 1.0 / READ_AGAIN_A_SECOND
         return True
+
+    async def _find_soon(self, key: str, read: Read, doctor_id: str | None) -> Answer:
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                return await self._find(key, read, doctor_id)
+        except TimeoutError:
+            raise DatabaseUnavailable("the database takes too long") from None
 
     async def _find(self, key: str, read: Read, doctor_id: str | None) -> Answer:
         if doctor_id is not None and (shared := await self._store.get(key)) is not None:

@@ -133,7 +133,7 @@ class ChangeStream:
         self._missed: dict[str, int] = {}
         """How far calendars had come when the journal was asked last, where that was not heard of yet."""
         self._confirmed: Confirmed | None = None
-        self._away = False
+        self._away_at: float | None = None
         self._listening = False
         self._asking = asyncio.Event()
         self._ready = asyncio.Event()
@@ -164,9 +164,9 @@ class ChangeStream:
         return self._confirmed
 
     @property
-    def away(self) -> bool:
-        """Whether the journal could not be asked when it was tried last."""
-        return self._away
+    def away_at(self) -> float | None:
+        """When the journal could not be asked, by the monotonic clock, if it was tried last then."""
+        return self._away_at
 
     def reached(self, doctor_id: str) -> int:
         """How far the calendar is known to have come, whether or not all of it has been passed on."""
@@ -302,10 +302,10 @@ class ChangeStream:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
                     reached = await self._log.reached(mark)
             except (DatabaseUnavailable, TimeoutError):
-                self._away = True
+                self._away_at = time.monotonic()
                 await asyncio.sleep(RETRY_S)
                 continue
-            self._away = False
+            self._away_at = None
             if mark is None:
                 self._sequences = dict(reached.sequences) | self._sequences
             mark = reached.mark

@@ -40,7 +40,7 @@ class World:
         # What the stream knows.
         self.reached_number = 7
         self.confirmed: Confirmed | None = None
-        self.stream_away = False
+        self.stream_away_at: float | None = None
         self.shared: dict[str, Answer] = {}
         self.confirm()
 
@@ -80,8 +80,8 @@ class Stream:
         return self._world.confirmed
 
     @property
-    def away(self) -> bool:
-        return self._world.stream_away
+    def away_at(self) -> float | None:
+        return self._world.stream_away_at
 
 
 class Work:
@@ -289,10 +289,17 @@ async def test_while_the_database_is_away_what_is_known_is_told_as_of_then(
     world.away.add("primary")
     world.now += AGE_MAX_S + 1
     assert await ask(found) == b"1"
-    world.stream_away = True
     world.now += 60
+    world.stream_away_at = world.now
     assert await ask(found) == b"1"
     assert world.reads == ["primary"]
+    world.away.clear()
+    assert await ask(found) == b"1", "it is not tried while it is known to be away"
+    world.now += 0.1
+    world.value = 3
+    found.note(HOUSE)
+    assert await ask(found) == b"3", "whatever was done since: it is not away any more"
+    world.away.add("primary")
     world.now += STALE_MAX_S
     with pytest.raises(DatabaseUnavailable):
         await ask(found)
