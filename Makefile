@@ -13,7 +13,7 @@ SEED ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test lint format faults faults-long faults-mutants bench bench-full overload crowd soak scale lock clean
+.PHONY: help up test lint format faults faults-long faults-mutants bench bench-full search overload crowd soak scale lock clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench: $(VENV)/.installed-dev ## Compare bookings a second with hand-written ser
 bench-full: $(VENV)/.installed-dev ## The same under all loads, with a plot, into loadtests/reports (25 minutes)
 	$(BIN)/python -m loadtests.bench --loads distinct hot few --connections 16 64 256 --rounds 5 --seconds 4 \
 		--report loadtests/reports
+
+search: $(VENV)/.installed-dev ## Compare searches a second with the same bytes from memory (2 minutes)
+	$(BIN)/python -m loadtests.search
 
 overload: $(VENV)/.installed-dev ## Ask for more than can be served, see that it is served all the same (4 minutes)
 	$(BIN)/python -m loadtests.overload
