@@ -2,7 +2,7 @@
 
 Two databases side by side: one of 10 doctors and one of 10,000, each with 16 slots a day for 60 days (9.6 million rows,
 loaded by COPY). The same server is started on each in turn. Compared are its start, the first booking of a calendar
-(which brings it into memory), bookings of calendars that are in memory, and searches whose answers are in no memory yet.
+(which brings it into memory), bookings of calendars that are in memory, and searches whose answers nobody knows yet.
 Then the memory that a calendar takes while it is active: with no slot, a third or all of them booked. Exit code 1: a
 limit of those below was passed.
 """
