@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+import psycopg
 
 from cluster.settings import Settings
 from tests.integration.feeds import served as serve
@@ -76,7 +76,7 @@ async def test_what_a_connection_may_bring(settings: Settings) -> None:
         await answers(400, REGISTER + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n")
 
 
-async def test_what_is_too_much_at_once_is_turned_away_at_once(settings: Settings) -> None:
+async def test_what_is_too_much_at_once_is_turned_away_at_once(settings: Settings, database_url: str) -> None:
     async with served(settings.model_copy(update={"requests_max": 2, "rate_limit": 0})) as port:
         slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
@@ -84,32 +84,51 @@ async def test_what_is_too_much_at_once_is_turned_away_at_once(settings: Setting
                 slow_writer.write(REGISTER + b"Content-Length: 10\r\n\r\n{")
             assert (await client.get("/v1/locations")).status_code == 200
 
-            # A page of a browser's has to be able to read the refusal: it takes the longer way.
-            for origin in ({}, {"Origin": "https://clinic.example"}):
-                headers = {"X-Request-ID": "my-own-request"} | origin
-                answers = await asyncio.gather(
-                    *(client.get("/v1/doctors", headers=headers) for _ in range(20)),
-                    *(
-                        client.post("/v1/auth/register", json={"padding": "x" * 5000}, headers=headers)
-                        for _ in range(20)
-                    ),
-                )
-                by_status = Counter(answer.status_code for answer in answers)
-                assert set(by_status) == {200, 422, 503}
-                for refused in (answer for answer in answers if answer.status_code == 503):
-                    problem = refused.json()
-                    assert (problem["code"], problem["instance"]) == ("unavailable", refused.request.url.path)
-                    assert refused.headers["content-type"] == "application/problem+json"
-                    assert refused.headers["retry-after"] == "2"
-                    assert refused.headers["x-request-id"] == "my-own-request"
-                    assert refused.headers["cache-control"] == "no-store"
-                    assert refused.headers["x-frame-options"] == "DENY"
+            async with two_under_way(client, database_url):
+                # A page of a browser's has to be able to read the refusal: it takes the longer way.
+                for origin in ({}, {"Origin": "https://clinic.example"}):
+                    headers = {"X-Request-ID": "my-own-request"} | origin
+                    for refused in await asyncio.gather(
+                        *(client.get("/v1/doctors", headers=headers) for _ in range(20)),
+                        *(
+                            client.post("/v1/auth/register", json={"padding": "x" * 5000}, headers=headers)
+                            for _ in range(20)
+                        ),
+                    ):
+                        assert refused.status_code == 503
+                        problem = refused.json()
+                        assert (problem["code"], problem["instance"]) == ("unavailable", refused.request.url.path)
+                        assert refused.headers["content-type"] == "application/problem+json"
+                        assert refused.headers["retry-after"] == "2"
+                        assert refused.headers["x-request-id"] == "my-own-request"
+                        assert refused.headers["cache-control"] == "no-store"
+                        assert refused.headers["x-frame-options"] == "DENY"
+                assert (await client.get("/healthz")).status_code == 200
             assert (await client.get("/v1/doctors")).status_code == 200, "what has ended makes room"
-            assert (await client.get("/healthz")).status_code == 200
             figures = (await client.get("/metrics")).text
             assert 'zapis_http_requests_total{method="GET",route="unknown",status="503"}' in figures
         for _, slow_writer in slow:
             slow_writer.close()
+
+
+@asynccontextmanager
+async def two_under_way(client: httpx.AsyncClient, database_url: str) -> AsyncIterator[None]:
+    """Two requests that wait in the database for as long as the block lasts, and are answered then."""
+    wrong = {"grant_type": "password", "username": "nobody", "password": "not the right one"}
+    async with await psycopg.AsyncConnection.connect(database_url) as connection, asyncio.TaskGroup() as requests:
+        await connection.execute("LOCK TABLE app_user IN ACCESS EXCLUSIVE MODE")
+        waiting = [requests.create_task(client.post("/v1/auth/token", data=wrong)) for _ in range(2)]
+        async with asyncio.timeout(10):
+            while True:
+                cursor = await connection.execute(
+                    "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND relation = 'app_user'::regclass"
+                )
+                if await cursor.fetchone() == (2,):
+                    break
+                await asyncio.sleep(0.01)
+        yield
+        await connection.rollback()
+    assert {(await request).status_code for request in waiting} == {401}
 
 
 async def test_head_is_answered_as_get_without_its_body(settings: Settings) -> None:
