@@ -13,7 +13,7 @@ SEED ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test lint format faults faults-long faults-mutants bench bench-full search overload crowd soak scale lock clean
+.PHONY: help up test lint format faults faults-long faults-mutants bench bench-full search overload crowd outages soak scale lock clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ overload: $(VENV)/.installed-dev ## Ask for more than can be served, see that it
 
 crowd: $(VENV)/.installed-dev ## Ten thousand people look at calendars while visits are booked (3 minutes)
 	$(BIN)/python -m loadtests.crowd
+
+outages: $(VENV)/.installed-dev ## Take Redis, the API, the calendars, PostgreSQL away before ten thousand readers (5 minutes)
+	$(BIN)/python -m loadtests.outages
 
 soak: $(VENV)/.installed-dev ## Half load for long; memory and files have to stay as they are (30 minutes, or MINUTES=…)
 	$(BIN)/python -m loadtests.soak --minutes $(or $(MINUTES),30)

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from cluster.data_directory import LOOPBACK
 from loadtests.connection import Connection
+from loadtests.feeds import FeedReader, feed_request
 from loadtests.fixture import Account, add_accounts, add_clinic, copy_slots, slot_starts
 from loadtests.servers import WebServer, run, running_servers
 from persistence.identifiers import new_id
@@ -58,85 +59,30 @@ class Seen:
     keep_delays: bool = False
     """Whether these are wanted."""
     last_at: float = 0.0
-    lost: int = 0
 
 
-class Reader(asyncio.Protocol):
-    """A feed: as little WebSocket as a reader needs."""
+class Reader(FeedReader):
+    """Looks at the number of each change, and when it came."""
 
-    __slots__ = ("_data", "_open", "_seen", "_sequence", "_transport", "opened")
+    __slots__ = ("_seen", "_sequence", "opened")
 
     def __init__(self, seen: Seen, request: bytes, opened: asyncio.Future[None]) -> None:
+        super().__init__(request)
         self._seen = seen
-        self._data = bytearray(request)
-        self._open = False
         self._sequence = -1
         self.opened = opened
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(bytes(self._data))
-        self._data.clear()
-
-    def data_received(self, data: bytes) -> None:
-        self._data += data
-        if not self._open:
-            head, found, rest = self._data.partition(b"\r\n\r\n")
-            if not found:
-                return
-            if not head.startswith(b"HTTP/1.1 101"):
-                self._fault(f"not opened: {bytes(head[:60])!r}")
-                self._transport.close()
-                return
-            self._open = True
-            self._data = bytearray(rest)
-        while (length := self._frame_length()) is not None:
-            start, end = length
-            self._message(self._data[0], bytes(self._data[start:end]))
-            del self._data[:end]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._seen.lost += 1
-        if not self.opened.done():
-            self.opened.set_exception(ConnectionError("lost"))
-
-    def close(self) -> None:
-        """Go."""
-        self._transport.abort()
-
-    def _frame_length(self) -> tuple[int, int] | None:
-        """Where the payload of the next frame begins and ends, once all of it is there (RFC 6455, 5.2)."""
-        if len(self._data) < 2:
-            return None
-        start, size = 2, self._data[1]
-        if size >= 126:
-            start = 4 if size == 126 else 10
-            if len(self._data) < start:
-                return None
-            size = int.from_bytes(self._data[2:start], "big")
-        return (start, start + size) if len(self._data) >= start + size else None
-
-    def _message(self, first_byte: int, payload: bytes) -> None:
-        match first_byte & 0x0F:
-            case 1:
-                self._text(payload)
-            case 8:
-                self._fault(f"closed: {payload[:2].hex()} {payload[2:60]!r}")
-            case 9:
-                self._transport.write(bytes((0x8A, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
-
-    def _text(self, payload: bytes) -> None:
+    def hear(self, message: bytes) -> None:
         now = time.time()
-        found = _SEQUENCE.search(payload)
+        found = _SEQUENCE.search(message)
         assert found is not None
         sequence = int(found[1])
-        if payload.startswith(b'{"type":"snapshot"'):
+        if message.startswith(b'{"type":"snapshot"'):
             self._sequence = sequence
             if not self.opened.done():
                 self.opened.set_result(None)
             return
-        if payload.startswith(b'{"type":"ping"'):
+        if message.startswith(b'{"type":"ping"'):
             if sequence != self._sequence:
                 self._fault(f"a ping at {sequence} after {self._sequence}")
             return
@@ -145,8 +91,14 @@ class Reader(asyncio.Protocol):
         self._sequence = sequence
         self._seen.messages += 1
         self._seen.last_at = now
-        if self._seen.keep_delays and (at := _AT.search(payload)) is not None:
+        if self._seen.keep_delays and (at := _AT.search(message)) is not None:
             self._seen.delays_s.append(now - datetime.fromisoformat(at[1].decode()).timestamp())
+
+    def ended(self, why: str) -> None:
+        if why != "lost":
+            self._fault(why)
+        if not self.opened.done():
+            self.opened.set_exception(ConnectionError(why))
 
     def _fault(self, what: str) -> None:
         if len(self._seen.faults) < 10:
@@ -242,11 +194,7 @@ class Crowd:
         turn = asyncio.Semaphore(OPENING)
 
         async def one(account: Account, doctor_id: str) -> Reader:
-            request = (
-                f"GET /v1/doctors/{doctor_id}/feed HTTP/1.1\r\nHost: {LOOPBACK}\r\nUpgrade: websocket\r\n"
-                "Connection: Upgrade\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n"
-                f"Sec-WebSocket-Protocol: zapis.v1, bearer.{account.token}\r\n\r\n"
-            ).encode()
+            request = feed_request(doctor_id, account)
             async with turn:
                 opened = loop.create_future()
                 _, reader = await loop.create_connection(

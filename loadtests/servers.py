@@ -95,10 +95,10 @@ class Servers:
         return Settings(**settings | given)
 
     @asynccontextmanager
-    async def zapis(self, settings: Settings) -> AsyncIterator[WebServer]:
-        """This project's API process, for as long as the block lasts."""
+    async def zapis(self, settings: Settings, *, port: int | None = None) -> AsyncIterator[WebServer]:
+        """This project's API process, for as long as the block lasts; without a ``port``, on a free one."""
         arguments = ("-m", "cluster.cli", "api")
-        async with self._web_server("zapis", arguments, settings, probe="/readyz") as server:
+        async with self._web_server("zapis", arguments, settings, probe="/readyz", port=port) as server:
             yield server
 
     @asynccontextmanager
@@ -111,9 +111,9 @@ class Servers:
 
     @asynccontextmanager
     async def _web_server(
-        self, name: str, arguments: Sequence[str], settings: Settings, *, probe: str
+        self, name: str, arguments: Sequence[str], settings: Settings, *, probe: str, port: int | None = None
     ) -> AsyncIterator[WebServer]:
-        port = free_port()
+        port = port or free_port()
         began = time.monotonic()
         child = Child(
             Program(
