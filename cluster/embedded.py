@@ -38,6 +38,8 @@ VALKEY_MEMORY_BYTES_MAX = 256 << 20
 RAY_OBJECT_STORE_BYTES = 256 << 20
 RAY_CPUS = 16
 """Not the machine's: every calendar actor takes a fraction of one, and there may be hundreds."""
+POSTGRES_NOT_YET = ("starting up", "shutting down", "in recovery mode", "not yet accepting connections")
+"""What it says to whoever connects too early or too late (SQLSTATE 57P03, which the driver does not tell)."""
 LOG_TAIL_BYTES = 4096
 SOCKET_PATH_BYTES_MAX = 107
 RAY_SOCKET_TAIL = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -276,7 +278,7 @@ class EmbeddedPostgres(EmbeddedServer):
             async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=5):
                 return True
         except psycopg.OperationalError as error:
-            if "starting up" in str(error) or "shutting down" in str(error):
+            if any(said in str(error) for said in POSTGRES_NOT_YET):
                 return False
         return await self._create_database()
 

@@ -37,6 +37,9 @@ class Replica(EmbeddedPostgres):
         async with await psycopg.AsyncConnection.connect(self.superuser_url, autocommit=True) as connection:
             await connection.execute(statement.encode())
 
+    async def _create_database(self) -> bool:
+        return False  # It comes from the primary.
+
     @property
     def _home(self) -> Path:
         return self.data.path / self.name
