@@ -38,8 +38,8 @@ VALUES (%(id)s, %(doctor_id)s, %(patient_id)s, %(booked_by)s, %(slot_id)s, %(loc
     %(end)s, 'booked', true, false, 1, 0, %(created_at)s, %(updated_at)s, %(reason)s)
 """
 ADD_EVENT = """
-INSERT INTO event (doctor_id, sequence, epoch, at, kind, payload, command_id)
-VALUES (%s, nextval('peer_event_sequence'), 0, %s, 'AppointmentBooked', %s, %s)
+INSERT INTO event (doctor_id, sequence, epoch, at, kind, payload, command_id, effect)
+VALUES (%s, nextval('peer_event_sequence'), 0, %s, 'AppointmentBooked', %s, %s, %s)
 """
 ADD_COMMAND = "INSERT INTO command (command_id, user_id, fingerprint, answer, at) VALUES (%s, %s, %s, %s, %s)"
 ADD_MESSAGE = """
@@ -123,9 +123,16 @@ class ForUpdate:
             "booked_by": order.user_id,
             "slot_id": order.slot_id,
         }
+        effect = {
+            "slots": [[order.slot_id, "booked"]],
+            "appointments": [[appointment_id, order.patient_id, visit["version"]]],
+        }
         answer = orjson.dumps({"done": {"appointment": visit}}).decode()
         await connection.execute(TAKE_SLOT, (order.slot_id,))
         await connection.execute(ADD_APPOINTMENT, visit | {"reason": order.sealed})
-        await connection.execute(ADD_EVENT, (doctor_id, now, orjson.dumps(event).decode(), order.command_id))
+        await connection.execute(
+            ADD_EVENT,
+            (doctor_id, now, orjson.dumps(event).decode(), order.command_id, orjson.dumps(effect).decode()),
+        )
         await connection.execute(ADD_COMMAND, (order.command_id, order.user_id, order.mark, answer, now))
         await connection.execute(ADD_MESSAGE, (new_id(), doctor_id, appointment_id, now))

@@ -36,10 +36,12 @@ WITH used AS (
     SELECT $2::uuid, doctor_id, $5::uuid, $3::uuid, $1::uuid, location_id, service_id, starts_at, ends_at,
         'booked', true, false, 1, 0, $4, $4, $7 FROM taken
 ), noted AS (
-    INSERT INTO event (doctor_id, sequence, epoch, at, kind, payload, command_id)
+    INSERT INTO event (doctor_id, sequence, epoch, at, kind, payload, command_id, effect)
     SELECT doctor_id, nextval('peer_event_sequence'), 0, $4, 'AppointmentBooked',
         jsonb_build_object('appointment_id', $2::uuid, 'patient_id', $5::uuid, 'booked_by', $3::uuid,
-            'slot_id', $1::uuid), $8::uuid FROM taken
+            'slot_id', $1::uuid), $8::uuid,
+        jsonb_build_object('slots', jsonb_build_array(jsonb_build_array($1::uuid, 'booked')),
+            'appointments', jsonb_build_array(jsonb_build_array($2::uuid, $5::uuid, 1))) FROM taken
     RETURNING doctor_id, sequence
 ), answered AS (
     INSERT INTO command (command_id, user_id, fingerprint, answer, at)
