@@ -32,7 +32,7 @@ SLOTS_A_DAY = 16
 SLOT_MINUTES = 30
 PATIENTS = 997
 CONNECTIONS = 64
-RATE_MAX = 12_000
+RATE_MAX = 30_000
 """No round needs more requests a second than this."""
 BOOKINGS_A_SECOND = 50
 SHARE_MIN = 0.6
