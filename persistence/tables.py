@@ -231,10 +231,45 @@ outbox = Table(
     Column("user_id", Uuid(as_uuid=False), nullable=True),
     Column("sealed", LargeBinary, nullable=True, comment="a code to send, sealed under the user's data key"),
     _instant("due_at"),
-    _instant("sent_at", nullable=True),
+    _instant("planned_at", nullable=True),
     UniqueConstraint("appointment_id", "version", "kind"),
-    Index(None, "due_at", postgresql_where=text("sent_at IS NULL")),
-    comment="Notifications to be sent, written with what causes them. Ids only: a message is rendered when it is sent.",
+    Index(None, "due_at", postgresql_where=text("planned_at IS NULL")),
+    comment="What people have to be told, written with what causes it. Ids only: it is put in words when it is sent.",
+)
+
+notification = Table(
+    "notification",
+    metadata,
+    _id(),
+    _reference("outbox_id"),
+    Column("kind", Text, nullable=False),
+    Column("ahead", Text, nullable=False, comment="of a reminder, how long before the visit (ISO 8601); else empty"),
+    Column("channel", Text, nullable=False),
+    _reference("user_id"),
+    _reference("appointment_id", nullable=True),
+    Column("version", Integer, nullable=True, comment="of the appointment that it is about"),
+    _instant("due_at"),
+    _instant("expires_at"),
+    _instant("next_at"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    _instant("ended_at", nullable=True),
+    Column("outcome", Text, nullable=True, comment="sent, void, late, unwanted, unreachable, capped or dead"),
+    Column("failure", Text, nullable=True, comment="what the last attempt failed with: a code, no address"),
+    UniqueConstraint("outbox_id", "kind", "ahead", "channel", "user_id"),
+    Index(None, "channel", "next_at", postgresql_where=text("ended_at IS NULL")),
+    Index(None, "appointment_id", postgresql_where=text("ended_at IS NULL")),
+    Index(None, "user_id", "id"),
+    Index("ix_notification_dead", "id", postgresql_where=text("outcome = 'dead'")),
+    comment="Messages: one for each user, channel and moment. next_at: due, or when its lease or its pause ends.",
+)
+
+notification_preference = Table(
+    "notification_preference",
+    metadata,
+    Column("user_id", Uuid(as_uuid=False), ForeignKey("app_user.id"), primary_key=True),
+    Column("chosen", JSONB, nullable=False),
+    _instant("updated_at"),
+    comment="What users want to hear of; whoever has no row has not chosen.",
 )
 
 audit = Table(

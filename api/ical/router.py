@@ -24,10 +24,10 @@ from api.directory.location_directory import TheLocationDirectory
 from api.directory.service import page_by_key
 from api.errors import Problem
 from api.fields import Answer, Id
-from api.ical.files import MEDIA_TYPE, Visit, calendar_file
 from api.routing import Json
 from api.routing import router as strict_router
 from api.scheduling.router import Desk
+from notifier.calendar_files import MEDIA_TYPE, Visit, calendar_file
 from persistence.identifiers import new_id
 from persistence.repositories.appointments import AppointmentRow, Appointments, AppointmentSearch
 from persistence.repositories.calendar_links import CalendarLink, CalendarLinks

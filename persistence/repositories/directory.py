@@ -109,6 +109,11 @@ class Directory:
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else _location(row)
 
+    async def locations_of(self, location_ids: Collection[str]) -> dict[str, Location]:
+        """Locations by their ids."""
+        rows = await self._connection.execute(select(location).where(location.c.id.in_(location_ids)))
+        return {row.id: _location(row) for row in rows}
+
     async def add_location(self, new: Location) -> None:
         """Keep a new location."""
         await self._connection.execute(insert(location).values(id=new.id, **_location_values(new)))

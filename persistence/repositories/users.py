@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -130,6 +131,13 @@ class Users:
         """The account of that id, unless it was erased; ``lock`` keeps others from changing it."""
         statement = select(app_user).where(app_user.c.id == user_id)
         return await self._one(statement.with_for_update() if lock else statement)
+
+    async def get_many(self, user_ids: Collection[str]) -> dict[str, User]:
+        """The accounts of these ids, but for those that were erased."""
+        rows = await self._connection.execute(
+            select(app_user).where(app_user.c.id.in_(user_ids), app_user.c.erased_at.is_(None))
+        )
+        return {row.id: self._opened(row) for row in rows}
 
     async def by_login(self, login: str) -> User | None:
         """The account with that login, in its normal form."""

@@ -7,7 +7,7 @@ of is in no file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
@@ -36,16 +36,37 @@ class Visit:
 
 def calendar_file(visits: Iterable[Visit], *, name: str) -> bytes:
     """The visits in one file, with the time zones that they need."""
+    calendar = _calendar("PUBLISH")
+    calendar.add("x-wr-calname", name)
+    calendar.add("refresh-interval", REFRESH, parameters={"value": "DURATION"})
+    return _content(calendar, [(visit, _event(visit)) for visit in visits])
+
+
+def invitation(visit: Visit, *, organizer: str, attendee: str) -> tuple[str, bytes]:
+    """A method and a file for a message about one visit (RFC 5546): REQUEST where it takes place, CANCEL where not.
+
+    ``organizer`` and ``attendee`` are e-mail addresses.
+    """
+    method = "CANCEL" if visit.appointment.status in _STATUSES else "REQUEST"
+    event = _event(visit)
+    event.add("organizer", f"mailto:{organizer}")
+    event.add("attendee", f"mailto:{attendee}", parameters={"PARTSTAT": "ACCEPTED", "RSVP": "FALSE"})
+    return method, _content(_calendar(method), [(visit, event)])
+
+
+def _calendar(method: str) -> Calendar:
     calendar = Calendar()
     calendar.add("prodid", PRODUCT)
     calendar.add("version", "2.0")
     calendar.add("calscale", "GREGORIAN")
-    calendar.add("method", "PUBLISH")
-    calendar.add("x-wr-calname", name)
-    calendar.add("refresh-interval", REFRESH, parameters={"value": "DURATION"})
+    calendar.add("method", method)
+    return calendar
+
+
+def _content(calendar: Calendar, events: Sequence[tuple[Visit, Event]]) -> bytes:
     days: list[date] = []
-    for visit in visits:
-        calendar.add_component(_event(visit))
+    for visit, event in events:
+        calendar.add_component(event)
         days += [visit.appointment.start.date(), visit.appointment.end.date()]
     if days:
         calendar.add_missing_timezones(first_date=min(days) - _A_YEAR, last_date=max(days) + _A_YEAR)

@@ -1,0 +1,150 @@
+"""What a message is about, read when it is to be sent: only then is it known whether it is still true and wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from notifier.plan import TOPICS
+from notifier.preferences import Channel, Preferences
+from persistence.repositories.appointments import AppointmentRow, Appointments
+from persistence.repositories.directory import Directory, Location
+from persistence.repositories.notifications import Notification, Notifications
+from persistence.repositories.patients import Patient
+from persistence.repositories.users import User
+from persistence.sealed import place
+from persistence.unit_of_work import UnitOfWork
+
+A_DAY: Final = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisitContent:
+    """A visit, as a message tells of it."""
+
+    appointment: AppointmentRow
+    location: Location
+    doctor: str | None = field(repr=False)
+    """The name, unless the doctor has been erased."""
+    patient: Patient | None = field(repr=False)
+    """For whom it is, where that is somebody else than who is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A message that is to be sent, with all that it says."""
+
+    notification: Notification
+    user: User
+    visit: VisitContent | None
+    details: Mapping[str, Any] = field(repr=False)
+    """Of a message about an account: a code and when it expires, or what else there is to tell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotSent:
+    """A message that is not to be sent, and why."""
+
+    notification: Notification
+    outcome: str
+
+
+async def read_contents(
+    leased: Sequence[Notification], work: UnitOfWork, *, now: datetime, a_day_max: int
+) -> list[Content | NotSent]:
+    """What each of these messages says now; at most ``a_day_max`` about visits to one user on one day (0: any number).
+
+    Raises:
+        DatabaseUnavailable
+    """
+    notifications = Notifications(work.connection)
+    user_ids = {each.user_id for each in leased}
+    users = await work.users.get_many(user_ids)
+    visits = await _visits(leased, work)
+    chosen = await notifications.chosen(user_ids)
+    sent = await notifications.sent_since(user_ids, now - A_DAY) if a_day_max else {}
+    sealed = await notifications.sealed({each.outbox_id for each in leased if each.appointment_id is None})
+    found: list[Content | NotSent] = []
+    for each in leased:
+        user, visit = users.get(each.user_id), visits.get(each.appointment_id or "")
+        preferences = Preferences.from_plain(chosen.get(each.user_id))
+        outcome = _why_not(each, user, visit, preferences, now)
+        if outcome is None and each.appointment_id is not None and a_day_max and user is not None:
+            midnight = now.astimezone(ZoneInfo(user.timezone)).replace(hour=0, minute=0, second=0, microsecond=0)
+            today = [at for at in sent.setdefault(user.id, []) if at >= midnight]
+            if len(today) >= a_day_max:
+                outcome = "capped"
+            else:
+                sent[user.id].append(now)
+        if outcome is not None or user is None:
+            found.append(NotSent(notification=each, outcome=outcome or "unreachable"))
+            continue
+        details: Mapping[str, Any] = {}
+        if each.outbox_id in sealed:
+            details = work.users.data_key(user).unseal_json(
+                sealed[each.outbox_id], place("outbox", each.outbox_id, "sealed")
+            )
+            if "expires_at" in details and datetime.fromisoformat(details["expires_at"]) <= now:
+                found.append(NotSent(notification=each, outcome="late"))
+                continue
+        if visit is not None and visit.patient is not None and visit.patient.id == user.patient_id:
+            visit = VisitContent(
+                appointment=visit.appointment, location=visit.location, doctor=visit.doctor, patient=None
+            )
+        found.append(Content(notification=each, user=user, visit=visit, details=details))
+    return found
+
+
+def _why_not(
+    notification: Notification,
+    user: User | None,
+    visit: VisitContent | None,
+    preferences: Preferences,
+    now: datetime,
+) -> str | None:
+    """What becomes of a message that is not to be sent; ``None``: it is to be sent."""
+    if notification.expires_at <= now:
+        return "late"
+    if user is None or user.disabled_at is not None:
+        return "unreachable"
+    if notification.appointment_id is not None:
+        if visit is None or visit.appointment.version != notification.version:
+            return "void"
+        if not preferences.wants(TOPICS[notification.kind], Channel(notification.channel)):
+            return "unwanted"
+    return None if _has_address(notification, user) else "unreachable"
+
+
+def _has_address(notification: Notification, user: User) -> bool:
+    """Whether there is an address of the channel that is known to be the user's; one to be verified is written to."""
+    match notification.channel:
+        case Channel.EMAIL:
+            return bool(user.email) and (user.email_verified or notification.kind == "email_verification")
+        case Channel.SMS:
+            return bool(user.phone) and (user.phone_verified or notification.kind == "phone_verification")
+        case _:
+            return True  # Subscriptions are looked up by whoever pushes.
+
+
+async def _visits(leased: Sequence[Notification], work: UnitOfWork) -> dict[str, VisitContent]:
+    rows = await Appointments(work.connection).get_many(
+        {each.appointment_id for each in leased if each.appointment_id is not None}
+    )
+    if not rows:
+        return {}
+    directory = Directory(work.connection, work.vault)
+    names = await directory.names({row.doctor_id for row in rows})
+    locations = await directory.locations_of({row.location_id for row in rows})
+    patients = await work.patients.get_many({row.patient_id for row in rows})
+    return {
+        row.id: VisitContent(
+            appointment=row,
+            location=locations[row.location_id],
+            doctor=names.get(row.doctor_id),
+            patient=patients.get(row.patient_id),
+        )
+        for row in rows
+    }

@@ -1,0 +1,425 @@
+"""One notifier: plans what was caused, and sends what is due on one channel. ``notifier`` says what holds."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import structlog
+from redis.exceptions import RedisError
+
+from actors import tasks
+from notifier.contents import Content, NotSent, read_contents
+from notifier.plan import ACCOUNT, NEWS_FOR, REMINDER, PlannedVisit, Recipient, plan_reminders, plan_visit
+from notifier.preferences import Channel, Preferences
+from notifier.rendering import TemplateRefused, render
+from notifier.senders import Failed, Message, Refused, Sender
+from persistence.repositories.notifications import (
+    Ended,
+    NewNotification,
+    Notification,
+    Notifications,
+    Postponed,
+    RecipientRow,
+    VisitRow,
+)
+from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
+
+CAUSES_TOGETHER: Final = 200
+LEASE_TOGETHER: Final = 100
+RETRY_S: Final = 0.5
+"""After the database or Redis has failed."""
+BUG: Final = "bug"
+
+log = structlog.get_logger()
+
+Begin = Callable[[], UnitOfWork]
+Clock = Callable[[], datetime]
+Signals = Callable[[], AsyncIterator[object]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifierLimits:
+    """Bounds of one notifier."""
+
+    poll_s: float = 1.0
+    """It looks so often, whether or not a signal has come."""
+    sending_max: int = 32
+    """Messages under way at once."""
+    send_timeout_s: float = 10.0
+    lease_s: float = 30.0
+    attempts_max: int = 12
+    pause_s: float = 2.0
+    """Before the second attempt; it doubles, up to ``pause_max_s``, and is jittered."""
+    pause_max_s: float = 900.0
+    away_pause_max_s: float = 3.0
+    """While nobody answers, one message is tried so often at least."""
+    a_day_max: int = 30
+    """Messages about visits to one user on one day; 0: any number."""
+
+
+class Notifier:
+    """Plans and sends; ``start`` and ``stop`` it on the loop it belongs to."""
+
+    def __init__(
+        self,
+        *,
+        channel: Channel,
+        channels: frozenset[Channel],
+        begin: Begin,
+        sender: Sender,
+        signals: Signals | None,
+        clock: Clock,
+        unsubscribe_url: Callable[[str, str, Channel], str] | None = None,
+        limits: NotifierLimits | None = None,
+    ) -> None:
+        """``channels`` are those that somebody sends on; ``unsubscribe_url`` makes a link of user, kind and channel."""
+        self._channel = channel
+        self._channels = channels
+        self._begin = begin
+        self._sender = sender
+        self._signals = signals
+        self._clock = clock
+        self._unsubscribe_url = unsubscribe_url
+        self._limits = limits or NotifierLimits()
+        self._dice = random.Random()
+        self._wake_planner = asyncio.Event()
+        self._wake_sender = asyncio.Event()
+        self._wake_marker = asyncio.Event()
+        self._sending: dict[asyncio.Task[None], Content] = {}
+        self._to_mark: deque[Ended | Postponed] = deque()
+        self._away_pause_s = 0.0
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._lag_s: deque[float] = deque(maxlen=1000)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and nothing of it has died."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    def start(self) -> None:
+        """Begin."""
+        work = [("plan", self._plan_all()), ("send", self._send_all()), ("mark", self._mark_all())]
+        if self._signals is not None:
+            work.append(("hear", self._hear_all(self._signals)))
+        self._tasks = [tasks.begin(each, name=f"notifier {self._channel} {name}") for name, each in work]
+
+    async def stop(self) -> None:
+        """Begin nothing more; what is being sent is cut off, and sent again by who leases it next."""
+        await tasks.end(*self._tasks)
+        await tasks.end(*self._sending)
+        self._tasks = []
+        if self._to_mark:
+            try:
+                await self._mark_some()
+            except DatabaseUnavailable:
+                log.warning("notifications_not_marked", count=len(self._to_mark))
+        await self._sender.close()
+
+    def wake(self) -> None:
+        """Look at once."""
+        self._wake_planner.set()
+
+    async def status(self) -> dict[str, Any]:
+        """Figures for operators: what is due and since when, what was done here, by kind, and how late.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        now = self._clock()
+        async with self._begin() as work:
+            backlog = await Notifications(work.connection).backlog(self._channel, now=now)
+        lag = sorted(self._lag_s)
+        return {
+            "channel": self._channel.value,
+            "due": backlog.due,
+            "oldest_due_s": (now - backlog.oldest_at).total_seconds() if backlog.oldest_at else 0.0,
+            "sending": len(self._sending),
+            "counts": [[kind, outcome, count] for (kind, outcome), count in sorted(self._counts.items())],
+            "lag_p50_s": lag[len(lag) // 2] if lag else 0.0,
+            "lag_max_s": lag[-1] if lag else 0.0,
+        }
+
+    # Planning
+
+    async def _plan_all(self) -> None:
+        while True:
+            self._wake_planner.clear()
+            try:
+                planned = await self._plan_some()
+            except DatabaseUnavailable:
+                await asyncio.sleep(RETRY_S)
+                continue
+            if planned:
+                self._wake_sender.set()
+            if planned < CAUSES_TOGETHER:
+                await self._wait(self._wake_planner, self._limits.poll_s)
+
+    async def _plan_some(self) -> int:
+        """Plan the oldest causes, in one transaction; returns how many."""
+        now = self._clock()
+        async with self._begin() as work:
+            notifications = Notifications(work.connection)
+            causes = await notifications.take_causes(now=now, limit=CAUSES_TOGETHER)
+            if not causes:
+                return 0
+            visits = await notifications.visits({each.appointment_id for each in causes if each.appointment_id})
+            recipients = await notifications.recipients({visit.patient_id for visit in visits.values()})
+            new: list[NewNotification] = []
+            for cause in causes:
+                visit = visits.get(cause.appointment_id or "")
+                if visit is not None and cause.version is not None:
+                    planned = plan_visit(
+                        cause.kind,
+                        cause.version,
+                        cause.caused_at,
+                        _planned_visit(visit),
+                        [_recipient(each) for each in recipients.get(visit.patient_id, ())],
+                    )
+                    new += [
+                        NewNotification(
+                            outbox_id=cause.id,
+                            kind=each.kind,
+                            ahead=each.offset,
+                            channel=each.channel,
+                            user_id=each.user_id,
+                            appointment_id=visit.id,
+                            version=cause.version,
+                            due_at=each.due_at,
+                            expires_at=each.expires_at,
+                        )
+                        for each in planned
+                        if each.channel in self._channels
+                    ]
+                elif cause.user_id is not None and (channel := ACCOUNT.get(cause.kind)) in self._channels:
+                    new.append(
+                        NewNotification(
+                            outbox_id=cause.id,
+                            kind=cause.kind,
+                            ahead="",
+                            channel=channel,
+                            user_id=cause.user_id,
+                            appointment_id=None,
+                            version=None,
+                            due_at=cause.caused_at,
+                            expires_at=cause.caused_at + NEWS_FOR,
+                        )
+                    )
+            await notifications.void_before({visit.id: visit.version for visit in visits.values()}, now=now)
+            await notifications.add(new)
+            await notifications.mark_planned([each.id for each in causes], now=now)
+        return len(causes)
+
+    # Sending
+
+    async def _send_all(self) -> None:
+        while True:
+            self._wake_sender.clear()
+            room = self._room()
+            if room <= 0:
+                await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
+                continue
+            try:
+                leased = await self._lease_some(room)
+            except DatabaseUnavailable:
+                await asyncio.sleep(RETRY_S)
+                continue
+            if self._away_pause_s:
+                await asyncio.sleep(self._away_pause_s * self._dice.uniform(0.5, 1.0))
+            elif len(leased) < room:
+                await self._wait(self._wake_sender, await self._until_next())
+
+    def _room(self) -> int:
+        """How many messages to lease: many at a time, but one while nobody answers; none where the marker is behind."""
+        if len(self._to_mark) > 10 * LEASE_TOGETHER:
+            return 0 if self._sending else 1
+        if self._away_pause_s:
+            return 0 if self._sending else 1
+        room = self._limits.sending_max - len(self._sending)
+        return min(room, LEASE_TOGETHER) if room >= self._limits.sending_max // 2 or not self._sending else 0
+
+    async def _lease_some(self, limit: int) -> list[Notification]:
+        now = self._clock()
+        give_up_at = asyncio.get_running_loop().time() + self._limits.lease_s
+        async with self._begin() as work:
+            until = now + timedelta(seconds=self._limits.lease_s)
+            leased = await Notifications(work.connection).lease(self._channel, now=now, until=until, limit=limit)
+        if leased:
+            async with self._begin() as work:
+                contents = await read_contents(leased, work, now=now, a_day_max=self._limits.a_day_max)
+            for content in contents:
+                if isinstance(content, NotSent):
+                    self._ended(content.notification, content.outcome)
+                else:
+                    self._begin_sending(content, give_up_at)
+        return leased
+
+    def _begin_sending(self, content: Content, give_up_at: float) -> None:
+        task = asyncio.create_task(self._send(content, give_up_at), name=f"send {content.notification.id}")
+        self._sending[task] = content
+        task.add_done_callback(self._has_sent)
+
+    async def _send(self, content: Content, give_up_at: float) -> None:
+        unsubscribe_url = None
+        if self._unsubscribe_url is not None and content.visit is not None:
+            unsubscribe_url = self._unsubscribe_url(content.user.id, content.notification.kind, self._channel)
+        words = render(content, unsubscribe_url=unsubscribe_url)
+        if asyncio.get_running_loop().time() + self._limits.send_timeout_s > give_up_at:
+            raise Failed("lease too short")
+        try:
+            async with asyncio.timeout(self._limits.send_timeout_s):
+                await self._sender.send(Message(content=content, words=words, unsubscribe_url=unsubscribe_url))
+        except TimeoutError:
+            raise Failed("timeout", away=True) from None
+
+    def _has_sent(self, task: asyncio.Task[None]) -> None:
+        """An attempt is over, in whatever way: it says nothing about any other."""
+        content = self._sending.pop(task)
+        notification = content.notification
+        if task.cancelled():
+            return
+        failure = task.exception()
+        if failure is None:
+            self._away_pause_s = 0.0
+            self._lag_s.append((self._clock() - notification.due_at).total_seconds())
+            self._ended(notification, "sent")
+            return
+        if isinstance(failure, Failed) and failure.away:
+            self._away_pause_s = min(max(2 * self._away_pause_s, RETRY_S / 2), self._limits.away_pause_max_s)
+        else:
+            self._away_pause_s = 0.0
+        match failure:
+            case Refused():
+                self._ended(notification, "dead", str(failure))
+            case TemplateRefused():
+                log.error("notification_not_rendered", kind=notification.kind, reason=str(failure))
+                self._again(notification, "template", None)
+            case Failed():
+                self._again(notification, str(failure), failure.retry_after_s)
+            case _:
+                log.error("notification_failed", notification_id=notification.id, exc_info=failure)
+                self._again(notification, BUG, None)
+
+    def _again(self, notification: Notification, failure: str, retry_after_s: float | None) -> None:
+        if notification.attempts >= self._limits.attempts_max:
+            self._ended(notification, "dead", failure)
+            return
+        pause_s = min(self._limits.pause_s * 2 ** (notification.attempts - 1), self._limits.pause_max_s)
+        pause_s = max(pause_s * self._dice.uniform(0.5, 1.0), retry_after_s or 0.0)
+        self._counts[notification.kind, "failed"] += 1
+        self._mark(
+            Postponed(
+                id=notification.id,
+                attempts=notification.attempts,
+                next_at=self._clock() + timedelta(seconds=min(pause_s, self._limits.pause_max_s)),
+                failure=failure,
+            )
+        )
+
+    def _ended(self, notification: Notification, outcome: str, failure: str | None = None) -> None:
+        self._counts[notification.kind, outcome] += 1
+        self._mark(Ended(id=notification.id, outcome=outcome, at=self._clock(), failure=failure))
+
+    async def _until_next(self) -> float:
+        """Until the next message is due, or until it is time to look anyway."""
+        try:
+            async with self._begin() as work:
+                next_at = await Notifications(work.connection).next_at(self._channel)
+        except DatabaseUnavailable:
+            return RETRY_S
+        wait_s = self._limits.poll_s if next_at is None else (next_at - self._clock()).total_seconds()
+        return min(max(wait_s, 0.0), self._limits.poll_s)
+
+    # Marking
+
+    def _mark(self, what: Ended | Postponed) -> None:
+        self._to_mark.append(what)
+        self._wake_marker.set()
+
+    async def _mark_all(self) -> None:
+        while True:
+            await self._wake_marker.wait()
+            self._wake_marker.clear()
+            while self._to_mark:
+                try:
+                    await self._mark_some()
+                except DatabaseUnavailable:
+                    await asyncio.sleep(RETRY_S)
+
+    async def _mark_some(self) -> None:
+        some = tuple(self._to_mark)
+        async with self._begin() as work:
+            notifications = Notifications(work.connection)
+            await notifications.end([each for each in some if isinstance(each, Ended)])
+            await notifications.postpone([each for each in some if isinstance(each, Postponed)])
+        for _ in some:
+            self._to_mark.popleft()
+
+    # Waking
+
+    async def _hear_all(self, signals: Signals) -> None:
+        while True:
+            try:
+                async for _ in signals():
+                    self.wake()
+            except (RedisError, OSError, TimeoutError):
+                pass  # It looks by itself, too.
+            await asyncio.sleep(RETRY_S)
+
+    @staticmethod
+    async def _wait(event: asyncio.Event, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            pass
+
+
+async def plan_reminders_anew(
+    user_id: str,
+    preferences: Preferences,
+    timezone: str,
+    work: UnitOfWork,
+    *,
+    channels: frozenset[Channel],
+    now: datetime,
+) -> None:
+    """Have the reminders that are to come be as a user wants them now."""
+    notifications = Notifications(work.connection)
+    await notifications.void_reminders(user_id, kind=REMINDER, now=now)
+    visits = await notifications.coming_visits(user_id, now=now)
+    causes = await notifications.causes_of(visits)
+    recipient = Recipient(user_id=user_id, timezone=timezone, preferences=preferences)
+    await notifications.add(
+        [
+            NewNotification(
+                outbox_id=causes[visit.id],
+                kind=each.kind,
+                ahead=each.offset,
+                channel=each.channel,
+                user_id=user_id,
+                appointment_id=visit.id,
+                version=visit.version,
+                due_at=each.due_at,
+                expires_at=each.expires_at,
+            )
+            for visit in visits
+            if visit.id in causes
+            for each in plan_reminders(now, _planned_visit(visit), recipient)
+            if each.channel in channels
+        ]
+    )
+
+
+def _planned_visit(visit: VisitRow) -> PlannedVisit:
+    return PlannedVisit(version=visit.version, start=visit.start, live=visit.live, timezone=visit.timezone)
+
+
+def _recipient(row: RecipientRow) -> Recipient:
+    return Recipient(user_id=row.user_id, timezone=row.timezone, preferences=Preferences.from_plain(row.chosen))

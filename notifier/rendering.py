@@ -1,0 +1,194 @@
+"""Messages put in words: a template for each kind and language, sandboxed, and one layout for all e-mails.
+
+A template has a ``subject`` and a ``text`` for e-mail, and a ``short`` text for SMS and push. It may use:
+
+    name, patient           who is told; for whom the visit is, where that is somebody else
+    doctor, location,       of the visit: whom, where, when by the clock there, and that clock's zone
+    address, day, time,
+    zone
+    code, until             of an account's message
+
+What is told by SMS, push or in a subject line can be read by others on a locked screen: ``SHOWN_TO_ANYBODY`` is all
+that a template has there. Subject lines have no line breaks, whatever is put into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import yaml
+from babel.dates import format_date, format_datetime, format_time
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from notifier.contents import Content
+
+TEXTS: Final = Path(__file__).with_name("texts")
+LANGUAGES: Final = ("en", "ru")
+SHOWN_TO_ANYBODY: Final = frozenset({"day", "time", "zone", "location", "code", "until"})
+TEMPLATE_LENGTH_MAX: Final = 20_000
+RENDERED_LENGTH_MAX: Final = 100_000
+
+
+class TemplateRefused(Exception):
+    """A template that does not render."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """What is said of one kind in one language."""
+
+    subject: str
+    text: str
+    short: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """A message in words."""
+
+    language: str
+    subject: str = field(repr=False)
+    text: str = field(repr=False)
+    html: str = field(repr=False)
+    short: str = field(repr=False)
+
+
+def language_of(locale: str) -> str:
+    """The language that somebody of this locale is written to in."""
+    language = locale.replace("_", "-").partition("-")[0].lower()
+    return language if language in LANGUAGES else LANGUAGES[0]
+
+
+def render(content: Content, *, template: Template | None = None, unsubscribe_url: str | None = None) -> Words:
+    """The message in its user's language, by its built-in template unless one is given.
+
+    Raises:
+        TemplateRefused
+    """
+    language = language_of(content.user.locale)
+    return put_in_words(
+        template or built_in(content.notification.kind, language),
+        variables_of(content, language),
+        language=language,
+        unsubscribe_url=unsubscribe_url,
+    )
+
+
+def put_in_words(
+    template: Template, variables: Mapping[str, str], *, language: str, unsubscribe_url: str | None
+) -> Words:
+    """A template with its variables put in.
+
+    Raises:
+        TemplateRefused: it is no template, uses what there is not, or becomes too long.
+    """
+    for_anybody = {name: value for name, value in variables.items() if name in SHOWN_TO_ANYBODY}
+    words = _texts(language)["words"]
+    subject = " ".join(_rendered(template.subject, for_anybody).split())
+    text = _rendered(template.text, variables).strip()
+    facts = [
+        (words[label], value)
+        for label, value in (
+            ("patient", variables.get("patient", "")),
+            ("doctor", variables.get("doctor", "")),
+            ("time", _when(variables)),
+            ("place", _where(variables)),
+        )
+        if value
+    ]
+    html = _layout().render(
+        locale=language,
+        subject=subject,
+        paragraphs=[paragraph for paragraph in text.split("\n\n") if paragraph.strip()],
+        facts=facts,
+        words=words,
+        unsubscribe_url=unsubscribe_url,
+    )
+    lines = [text, "", *(f"{label}: {value}" for label, value in facts), "", words["automatic"]]
+    if unsubscribe_url is not None:
+        lines.append(f"{words['unsubscribe']}: {unsubscribe_url}")
+    return Words(
+        language=language,
+        subject=subject,
+        text="\n".join(lines).strip() + "\n",
+        html=html,
+        short=" ".join(_rendered(template.short, for_anybody).split()),
+    )
+
+
+def variables_of(content: Content, language: str) -> dict[str, str]:
+    """What a template may use."""
+    variables = {"name": content.user.name}
+    if (visit := content.visit) is not None:
+        start = visit.appointment.start.astimezone(ZoneInfo(visit.location.timezone))
+        variables |= {
+            "patient": "" if visit.patient is None else visit.patient.name,
+            "doctor": visit.doctor or "",
+            "location": visit.location.name,
+            "address": visit.location.address,
+            "day": format_date(start, "d MMMM y" if language == "ru" else "EEEE, d MMMM y", locale=language),
+            "time": format_time(start, "HH:mm", locale=language),
+            "zone": format_time(start, "zzzz", locale=language),
+        }
+    if "code" in content.details:
+        variables["code"] = content.details["code"]
+    for moment in ("expires_at", "at"):
+        if moment in content.details:
+            instant = datetime.fromisoformat(content.details[moment]).astimezone(ZoneInfo(content.user.timezone))
+            variables["until"] = format_datetime(instant, "d MMMM, HH:mm (zzz)", locale=language)
+    return variables
+
+
+def built_in(kind: str, language: str) -> Template:
+    """The template that there is for a kind."""
+    return Template(**_texts(language)[kind])
+
+
+def _when(variables: Mapping[str, str]) -> str:
+    return f"{variables['day']}, {variables['time']} ({variables['zone']})" if "day" in variables else ""
+
+
+def _where(variables: Mapping[str, str]) -> str:
+    return f"{variables['location']}, {variables['address']}" if "location" in variables else ""
+
+
+def _rendered(source: str, variables: Mapping[str, str]) -> str:
+    if len(source) > TEMPLATE_LENGTH_MAX:
+        raise TemplateRefused(f"should have at most {TEMPLATE_LENGTH_MAX} characters")
+    try:
+        pieces, length = [], 0
+        for piece in _sandbox().from_string(source).generate(**variables):
+            length += len(piece)
+            if length > RENDERED_LENGTH_MAX:
+                raise TemplateRefused("becomes too long")
+            pieces.append(piece)
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as failure:
+        raise TemplateRefused(str(failure) or type(failure).__name__) from None
+    return "".join(pieces)
+
+
+@cache
+def _sandbox() -> ImmutableSandboxedEnvironment:
+    # Plain text: the layout escapes what it takes into HTML. No loader: a template includes nothing.
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    environment.globals.clear()
+    return environment
+
+
+@cache
+def _layout() -> Any:
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
+    return environment.from_string((TEXTS / "layout.html").read_text(encoding="utf-8"))
+
+
+@cache
+def _texts(language: str) -> dict[str, Any]:
+    texts: dict[str, Any] = yaml.safe_load((TEXTS / f"{language}.yaml").read_text(encoding="utf-8"))
+    return texts

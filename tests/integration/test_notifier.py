@@ -1,0 +1,232 @@
+"""The notifier over the real database and a real mail server: who hears of what, once, and of nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from icalendar import Calendar
+from sqlalchemy import text
+
+from notifier.email import EmailSender, MailServer
+from notifier.notifier import Notifier, NotifierLimits
+from notifier.preferences import Channel
+from tests.integration.application import Application
+from tests.integration.clinic import Clinic, open_clinic
+from tests.mail import MailServer as RealMailServer
+from tests.mail import mail_server
+
+SENDER = "Clinic at the park <no-reply@clinic.example>"
+QUICK = NotifierLimits(poll_s=0.05, pause_s=0.05, away_pause_max_s=0.1, send_timeout_s=1.0, lease_s=2.5)
+
+
+@dataclass(slots=True)
+class Clock:
+    """A clock that can be put forward."""
+
+    ahead: timedelta = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """A clinic with a doctor, a patient whose address is known to be theirs, and their mail."""
+
+    clinic: Clinic
+    mail: RealMailServer
+    patient: dict[str, Any]
+    headers: dict[str, str]
+    slots: list[dict[str, Any]]
+    clock: Clock
+
+    @property
+    def api(self) -> Application:
+        """The application."""
+        return self.clinic.api
+
+    async def book(self, number: int = 0) -> dict[str, Any]:
+        """Book one of the slots."""
+        answer = await self.api.http.post(
+            "/v1/appointments", json={"slot_id": self.slots[number]["id"]}, headers=self.headers
+        )
+        assert answer.status_code == 201, answer.text
+        visit: dict[str, Any] = answer.json()
+        return visit
+
+    async def change(self, visit: dict[str, Any], what: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Move or cancel a visit."""
+        answer = await self.api.http.post(
+            f"/v1/appointments/{visit['id']}/{what}", json=body or {}, headers=self.headers
+        )
+        assert answer.status_code == 200, answer.text
+        changed: dict[str, Any] = answer.json()
+        return changed
+
+    def notifier(self, limits: NotifierLimits = QUICK) -> Notifier:
+        """A notifier for e-mail, by this desk's clock."""
+        server = MailServer.from_url(f"smtp://127.0.0.1:{self.mail.port}", sender=SENDER)
+        return Notifier(
+            channel=Channel.EMAIL,
+            channels=frozenset({Channel.EMAIL}),
+            begin=self.api.services.unit_of_work,
+            sender=EmailSender(server),
+            signals=None,
+            clock=self.clock,
+            limits=limits,
+        )
+
+    @asynccontextmanager
+    async def notifying(self, limits: NotifierLimits = QUICK) -> AsyncIterator[Notifier]:
+        """A notifier at work."""
+        notifier = self.notifier(limits)
+        notifier.start()
+        try:
+            yield notifier
+            assert notifier.running
+        finally:
+            await notifier.stop()
+
+    async def rows(self) -> list[tuple[str, str, str | None]]:
+        """Kind, offset and outcome of every message, in the order in which they were or are due."""
+        async with self.api.services.unit_of_work() as work:
+            found = await work.connection.execute(
+                text(
+                    "SELECT kind, ahead, outcome FROM notification WHERE appointment_id IS NOT NULL ORDER BY due_at, id"
+                )
+            )
+            return [(row.kind, row.ahead, row.outcome) for row in found]
+
+    async def until(self, so: Callable[[], bool], what: str = "") -> None:
+        """Wait until it is so."""
+        async with asyncio.timeout(15):
+            while not so():
+                await asyncio.sleep(0.02)
+
+    async def until_rows(self, *expected: tuple[str, str, str | None]) -> None:
+        """Wait until the messages are these."""
+        rows: list[tuple[str, str, str | None]] = []
+        try:
+            async with asyncio.timeout(15):
+                while (rows := await self.rows()) != list(expected):
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            pytest.fail(f"the messages are {rows}")
+
+
+@pytest.fixture
+async def desk(api: Application) -> AsyncIterator[Desk]:
+    async with mail_server() as mail:
+        clinic = await open_clinic(api)
+        _, day = await clinic.working_doctor(slots=8)
+        patient = await api.register("anna.petrova", timezone="Europe/Berlin")
+        async with api.services.unit_of_work() as work:
+            await work.connection.execute(text("UPDATE app_user SET email_verified_at = now()"))
+            await work.connection.execute(text("UPDATE outbox SET planned_at = now()"))
+        yield Desk(
+            clinic=clinic,
+            mail=mail,
+            patient=patient,
+            headers=await api.sign_in("anna.petrova"),
+            slots=await clinic.slots(**{"from": day.isoformat(), "to": day.isoformat()}),
+            clock=Clock(),
+        )
+
+
+async def test_a_booking_is_confirmed_once_with_an_invitation(desk: Desk) -> None:
+    visit = await desk.book()
+    async with desk.notifying(), desk.notifying():
+        await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
+    (mail,) = desk.mail.to("anna.petrova@mail.example")
+    assert mail["From"] == SENDER
+    assert str(mail["Subject"]).startswith("Your visit on ")
+    assert str(mail["Message-ID"]).endswith("@clinic.example>")
+    body = mail.get_body(("plain",))
+    assert body is not None
+    assert "Clinic at the park, Parkstrasse 1" in body.get_content()
+    (calendar,) = [part for part in mail.walk() if part.get_content_type() == "text/calendar"]
+    assert calendar.get_param("method") == "REQUEST"
+    (event,) = Calendar.from_ical(calendar.get_content()).walk("VEVENT")
+    assert str(event["uid"]) == f"{visit['id']}@zapis"
+
+
+async def test_what_is_no_longer_true_is_not_said(desk: Desk) -> None:
+    visit = await desk.book()
+    async with desk.notifying():
+        await desk.until(lambda: len(desk.mail.mails) == 1)
+        visit = await desk.change(visit, "reschedule", {"slot_id": desk.slots[2]["id"]})
+        await desk.until_rows(
+            ("booked", "", "sent"),
+            ("moved", "", "sent"),
+            ("reminder", "P1D", "void"),
+            ("reminder", "P1D", None),
+            ("reminder", "PT2H", "void"),
+            ("reminder", "PT2H", None),
+        )
+        await desk.change(visit, "cancel")
+        await desk.until(lambda: len(desk.mail.mails) == 3)
+        desk.clock.ahead = timedelta(days=10)
+        await asyncio.sleep(0.3)
+    subjects = [str(mail["Subject"]) for mail in desk.mail.mails]
+    assert ["moved" in subjects[1], "cancelled" in subjects[2]] == [True, True]
+    assert {outcome for _, _, outcome in await desk.rows()} == {"sent", "void"}
+
+
+async def test_reminders_come_when_they_are_due(desk: Desk) -> None:
+    visit = await desk.book()
+    start = datetime.fromisoformat(visit["start"])
+    async with desk.notifying():
+        await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
+        desk.clock.ahead = start - timedelta(hours=23) - datetime.now(UTC)
+        await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", "sent"), ("reminder", "PT2H", None))
+        desk.clock.ahead = start - timedelta(hours=1) - datetime.now(UTC)
+        await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", "sent"), ("reminder", "PT2H", "sent"))
+    assert [str(mail["Subject"])[:9] for mail in desk.mail.mails[1:]] == ["Reminder:"] * 2
+
+
+async def test_after_a_long_silence_only_what_still_matters_is_said(desk: Desk) -> None:
+    visit = await desk.book()
+    async with desk.notifying():
+        await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
+    desk.clock.ahead = datetime.fromisoformat(visit["start"]) - timedelta(hours=1) - datetime.now(UTC)
+    async with desk.notifying():
+        await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", "late"), ("reminder", "PT2H", "sent"))
+    assert len(desk.mail.mails) == 2
+
+
+async def test_what_fails_in_passing_is_tried_again_and_known_as_the_same(desk: Desk) -> None:
+    desk.mail.failing, desk.mail.withheld = 0.3, 2
+    for number in range(6):
+        await desk.book(number)
+    async with desk.notifying():
+        await desk.until(lambda: len(desk.mail.by_message_id) == 6)
+        await desk.until_rows(*[("booked", "", "sent")] * 6, *await _reminders(desk))
+    assert sum(desk.mail.by_message_id.values()) == 6 + desk.mail.answers_withheld
+
+
+async def _reminders(desk: Desk) -> list[tuple[str, str, str | None]]:
+    return [row for row in await desk.rows() if row[0] == "reminder"]
+
+
+async def test_a_bad_recipient_ends_and_delays_nobody(desk: Desk) -> None:
+    desk.mail.refused.add("anna.petrova@mail.example")
+    await desk.book()
+    async with desk.notifying():
+        await desk.until_rows(("booked", "", "dead"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
+
+
+async def test_a_server_that_is_away_is_waited_for(desk: Desk) -> None:
+    await desk.mail.stop()
+    await desk.book()
+    async with desk.notifying():
+        await asyncio.sleep(0.5)
+        assert (await desk.rows())[0] == ("booked", "", None)
+        await desk.mail.start()
+        await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
+    assert len(desk.mail.mails) == 1

@@ -1,0 +1,105 @@
+"""A real SMTP server that may fail, be slow, keep answers to itself or be away, and remembers what it has accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from cluster.data_directory import LOOPBACK
+
+
+@dataclass(slots=True, kw_only=True)
+class MailServer:
+    """Where mail arrives."""
+
+    failing: float = 0.0
+    """How many of ten attempts, as a fraction, are refused in passing (451)."""
+    slow_s: float = 0.0
+    withheld: int = 0
+    """So many answers are not given: the mail is accepted, and the connection ends."""
+    answers_withheld: int = 0
+    refused: set[str] = field(default_factory=set)
+    """Addresses that nobody has (550)."""
+    mails: list[EmailMessage] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
+    port: int = 0
+    dice: random.Random = field(default_factory=lambda: random.Random(1))
+    _server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Answer, on the port that it had before."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._protocol, LOOPBACK, self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Answer nobody any more."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _protocol(self) -> SMTP:
+        return SMTP(
+            self,
+            hostname="mail.example",
+            tls_context=self.tls,
+            require_starttls=self.tls is not None,
+            enable_SMTPUTF8=True,
+            loop=asyncio.get_running_loop(),
+        )
+
+    async def handle_RCPT(  # noqa: N802  # aiosmtpd's name
+        self, server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
+    ) -> str:
+        """Whether somebody has the address."""
+        if self._server is None:
+            return "421 going down"
+        if address in self.refused:
+            return "550 no such mailbox"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
+        """Take the mail, or not."""
+        if self.slow_s:
+            await asyncio.sleep(self.slow_s)
+        if self.dice.random() < self.failing:
+            return "451 try again later"
+        content = envelope.content
+        assert isinstance(content, bytes)
+        self.mails.append(message_from_bytes(content, policy=policy.default))
+        if self.withheld:
+            self.withheld -= 1
+            self.answers_withheld += 1
+            assert isinstance(server.transport, asyncio.Transport)
+            server.transport.abort()
+        return "250 OK"
+
+    @property
+    def by_message_id(self) -> Counter[str]:
+        """How often each mail was accepted."""
+        return Counter(str(mail["Message-ID"]) for mail in self.mails)
+
+    def to(self, address: str) -> list[EmailMessage]:
+        """What somebody got, in order."""
+        return [mail for mail in self.mails if address in str(mail["To"])]
+
+
+@asynccontextmanager
+async def mail_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[MailServer]:
+    """A mail server for as long as the block lasts."""
+    server = MailServer(tls=tls)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
