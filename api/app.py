@@ -27,6 +27,8 @@ from api.feed.stream import ChangeStream
 from api.gate import close_gate, open_gate
 from api.ical import router as ical
 from api.middleware import Admission, Admit, BodyLimit, ClientAddress, Proxies, RateLimit, RequestContext
+from api.notifications import router as notifications
+from api.notifications.mailbox import add_mailbox
 from api.openapi import describe
 from api.operations import router as operations
 from api.operations.metrics import CountRequests, Metrics
@@ -54,6 +56,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     accounts.well_known,
     directory.router,
     administration.router,
+    notifications.router,
     operations.routes,
 )
 """The routes are tried in this order: those that are asked for most come first."""
@@ -77,6 +80,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
                 settings, unit_of_work=services.unit_of_work, lookups=services.lookups, redis=services.redis
             )
             readiness = app.state.readiness = Readiness(services)
+            metrics.add(services.notifiers)
             app.state.location_directory = LocationDirectory(services.unit_of_work)
             app.state.slot_owners = SlotOwners(services.lookups.slot_owners)
             change_log = ChangeLog(services.unit_of_work, services.lookups)
@@ -122,6 +126,8 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
     _add_routes(app, ROUTERS)
     app.router.routes.extend(feed.routes)
     add_documentation(app)
+    if settings.mailbox_dir is not None:
+        add_mailbox(app, settings.mailbox_dir)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # how FastAPI says to do it
     # The last one added is the outermost.
     if settings.rate_limit:

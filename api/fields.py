@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import uuid
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final
 from zoneinfo import available_timezones
@@ -169,6 +169,14 @@ def _locale(value: str) -> str:
     return "-".join(part for part in parts if part)
 
 
+def _wall_time(value: object) -> time:
+    if isinstance(value, time):
+        return value
+    if not isinstance(value, str) or re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", value) is None:
+        raise ValueError("This should be a time on the clock, as 09:00.")
+    return time.fromisoformat(value)
+
+
 def rfc3339(instant: datetime) -> str:
     """An aware instant as it stands in JSON and headers: ``2026-11-24T09:00:00Z``."""
     text = instant.astimezone(UTC).isoformat()
@@ -196,6 +204,13 @@ Instant = Annotated[
 
 Day = Annotated[date, BeforeValidator(_day), AfterValidator(_sane_day), _schema("2026-11-24", format="date")]
 """A day in the zone of whatever it is about."""
+
+WallTime = Annotated[
+    time,
+    BeforeValidator(_wall_time),
+    WithJsonSchema({"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$", "examples": ["09:00"]}),
+]
+"""A time on a clock on the wall, to the minute."""
 
 Whole = Annotated[int, Strict()]
 """A number without fraction; text, truth values and fractions are refused."""

@@ -19,6 +19,7 @@ from actors.calendar_actor import ActorLimits
 from actors.client import CalendarClient, ClientLimits, Placement, PlacementUnknown, RayCalendarActors, freeze_heap
 from actors.policy import Policy
 from cluster.moves import MoveDriver
+from cluster.notifiers import NotifierKeeper
 from cluster.settings import Settings, SettingsError, variable
 from cluster.supervisor import Supervisor
 from persistence.announcements import Announcement, RedisAnnouncer, channel_of, listen
@@ -46,6 +47,7 @@ class Services:
     calendars: CalendarClient
     moves: MoveDriver
     supervisor: Supervisor
+    notifiers: NotifierKeeper
 
     def unit_of_work(self) -> UnitOfWork:
         """A transaction for one request."""
@@ -64,6 +66,7 @@ class Services:
     async def warm_up(self) -> None:
         """Have what takes its time to start begin now, so that the first request need not wait for it."""
         await self.calendars.start_actors()
+        self.notifiers.start()
 
 
 async def open_services(settings: Settings) -> Services:
@@ -108,11 +111,13 @@ async def open_services(settings: Settings) -> Services:
         calendars=calendars,
         moves=moves,
         supervisor=supervisor,
+        notifiers=NotifierKeeper(settings),
     )
 
 
 async def close_services(services: Services) -> None:
-    """Let everything go. The calendar actors stay: other API processes use them too."""
+    """Let everything go. Calendar actors and notifiers stay: other API processes use them too."""
+    await services.notifiers.stop()
     await services.supervisor.stop()
     await services.calendars.close()
     await services.redis.aclose()

@@ -135,7 +135,7 @@ def load(
 
 @app.command()
 def status(data_dir: DataDir = None) -> None:
-    """Show nodes, calendar actors, active calendars and backlog."""
+    """Show nodes, calendar actors with active calendars and backlog, and how late notifiers are."""
     settings = _needing(data_dir, "ray_address")
     from cluster.operate import status
 

@@ -20,10 +20,12 @@ import string
 import time
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from cluster.settings import MASTER_KEY_BYTES, OperatorError
+from cluster.settings import OperatorError
+from persistence.sealed import KEY_BYTES
 
 LOG_BYTES_MAX = 10 << 20
 LOOPBACK = "127.0.0.1"
@@ -116,7 +118,7 @@ class DataDirectory:
         """The file with the master key; made on first use, never replaced."""
         path = self.path / "master.key"
         if not path.exists():
-            write_private(path, base64.b64encode(secrets.token_bytes(MASTER_KEY_BYTES)).decode() + "\n")
+            write_private(path, base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode() + "\n")
         return path
 
     def port(self, name: str) -> int:
@@ -200,6 +202,14 @@ def free_port(*, avoid: Container[int] = ()) -> int:
             port = int(probe.getsockname()[1])
         if port not in avoid:
             return port
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this is a name or an address of this very machine, reached from nowhere else."""
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def is_port_free(port: int) -> bool:

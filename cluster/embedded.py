@@ -375,6 +375,39 @@ class EmbeddedValkey(EmbeddedServer):
             writer.close()
 
 
+class EmbeddedMail(EmbeddedServer):
+    """A mail server that keeps what it gets in the data directory (``cluster.mail_server``)."""
+
+    name = "mail"
+    title = "a mail server"
+
+    @property
+    def url(self) -> str:
+        return f"smtp://{LOOPBACK}:{self.port}"
+
+    @property
+    def directory(self) -> Path:
+        """The Maildir."""
+        return self.data.path / "mail"
+
+    async def _prepare(self) -> None:
+        if importlib.util.find_spec("aiosmtpd") is None:
+            raise StartFailed("no mail server: install zapis[embedded], or set ZAPIS_SMTP_URL")
+
+    def _program(self) -> Program:
+        options = ("--port", str(self.port), "--directory", str(self.directory))
+        return Program(
+            name=self.name,
+            owner=self.data.path,
+            directory=self.data.path,
+            command=[sys.executable, "-P", "-m", "cluster.mail_server", *options],
+            log=self.data.log(self.name),
+        )
+
+    async def _answers(self) -> bool:
+        return await _accepts(self.port)
+
+
 class EmbeddedRay(EmbeddedServer):
     """A Ray cluster of one node that listens on loopback only and takes commands only with a token."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,8 @@ from ray.util import list_named_actors
 
 from cluster.bootstrap import calendar_actors, policy_of
 from cluster.settings import OperatorError, Settings
+from notifier.actor import NAME as NOTIFIER
+from notifier.actor import RayNotifiers
 
 ANSWER_TIMEOUT_S = 5.0
 
@@ -23,19 +25,27 @@ class RayAway(OperatorError):
 
 
 def status(settings: Settings) -> Iterator[str]:
-    """Lines to print: the nodes, and what the calendar actors say of themselves."""
+    """Lines to print: the nodes, and what calendar actors and notifiers say of themselves."""
     with _connected(settings):
         for node in ray.nodes():  # type: ignore[no-untyped-call]  # Ray's is untyped.
             state = "alive" if node["Alive"] else "dead"
             yield f"node {node['NodeManagerAddress']}: {state}, {node['Resources'].get('CPU', 0):g} CPUs"
         for name in sorted(list_named_actors()):
-            yield f"calendar actor {name}: {_ask(name)}"
+            if not name.startswith(NOTIFIER):
+                yield f"calendar actor {name}: {_said_by_calendar_actor(name)}"
+        for name, figures in sorted(asyncio.run(RayNotifiers(settings.ray_namespace).status()).items()):
+            yield f"{name}: {_said_by_notifier(figures)}"
 
 
 def drain(settings: Settings) -> None:
-    """Have every calendar actor commit what it has decided, and end it; for before Ray is stopped."""
+    """Have every calendar actor commit what it has decided, and end it and the notifiers; for before Ray is stopped."""
     with _connected(settings):
-        asyncio.run(calendar_actors(settings, policy_of(settings)).drain(settings.drain_timeout_s))
+        asyncio.run(_drain(settings))
+
+
+async def _drain(settings: Settings) -> None:
+    await RayNotifiers(settings.ray_namespace).stop()
+    await calendar_actors(settings, policy_of(settings)).drain(settings.drain_timeout_s)
 
 
 @contextmanager
@@ -55,7 +65,16 @@ def _connected(settings: Settings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _ask(name: str) -> str:
+def _said_by_notifier(figures: Mapping[str, Any]) -> str:
+    if not figures:
+        return "does not run yet, or cannot reach the database"
+    sent = sum(count for _, outcome, count in figures["counts"] if outcome == "sent")
+    dead = sum(count for _, outcome, count in figures["counts"] if outcome == "dead")
+    waiting = f"{figures['due']} due, the oldest for {figures['oldest_due_s']:.0f} s"
+    return f"{waiting}, {sent} sent, {dead} dead, lag {figures['lag_p50_s']:.1f} s"
+
+
+def _said_by_calendar_actor(name: str) -> str:
     try:
         answer: Any = ray.get(ray.get_actor(name).status.remote(), timeout=ANSWER_TIMEOUT_S)
     except (RayError, ValueError) as error:

@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from email.utils import parseaddr
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,9 +19,10 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from persistence.normal_forms import is_login, normal_login
+from persistence.sealed import decode_key
 
 PREFIX = "ZAPIS_"
-MASTER_KEY_BYTES = 32
+LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 COUNT_MAX = 1_000_000_000
 LARGEST = {"s": 3_650 * 86_400, "minutes": 3_650 * 1_440, "days": 3_650}
 """The largest value of a setting by its unit: ten years."""
@@ -67,11 +67,24 @@ class Settings(BaseSettings):
         None, description="a running Ray cluster, as host:port or auto; `up` starts its own without it"
     )
     ray_namespace: str = Field("zapis", min_length=1, description="the Ray namespace the actors live in")
-    smtp_url: str | None = Field(None, repr=False, description="the mail server, as smtp://user:password@host:port")
+    smtp_url: str | None = Field(
+        None,
+        repr=False,
+        description="the mail server, as smtp+starttls://user:password@host:port, smtps:// or smtp://; `up` starts one"
+        " that keeps what it gets without it",
+    )
+    smtp_ca_file: Path | None = Field(
+        None, description="who vouches for the mail server, if not who does for everybody"
+    )
+    mail_from: str = Field("zapis <no-reply@zapis.invalid>", description="who e-mails come from")
+    public_url: str | None = Field(None, description="where people reach the API, for links in messages")
     data_dir: Path = Field(Path(".zapis"), description="where `up` keeps its servers' data, keys and logs")
     host: str = Field("127.0.0.1", min_length=1, description="the address to serve on")
     port: int = Field(8000, ge=0, le=65535, description="the port to serve on; 0 takes a free one")
     demo: bool = Field(False, description="`up` loads the demo clinic")
+    mailbox_dir: Path | None = Field(
+        None, description="mail kept by `up`, shown to everybody at /dev/mailbox; on loopback only"
+    )
 
     # Who may, and keys.
     admin_login: str = Field("admin", min_length=1, max_length=64, description="the login of the first admin")
@@ -144,6 +157,8 @@ class Settings(BaseSettings):
     lane_batch_max: int = Field(128, ge=1, description="commands in one call to a calendar actor")
     journal_backlog_max: int = Field(5000, ge=1, description="uncommitted commands in one calendar actor, past it 503")
     redecide_max: int = Field(8, ge=1, description="how often a refused transaction is decided again, then 503")
+    notifiers: int = Field(1, ge=0, le=64, description="notifier actors for each channel that has a provider")
+    notifications_a_day_max: int = Field(30, ge=0, description="messages about visits to one user on one day")
     database_pool_max: int = Field(10, ge=1, le=1000, description="database connections of one process")
 
     @field_validator("*")
@@ -178,6 +193,26 @@ class Settings(BaseSettings):
     def _is_smtp(cls, url: str | None) -> str | None:
         return _checked_url(url, ("smtp", "smtps", "smtp+starttls"))
 
+    @field_validator("mail_from")
+    @classmethod
+    def _is_sender(cls, sender: str) -> str:
+        address = parseaddr(sender)[1]
+        if not address.isascii() or not all(address.rpartition("@")[::2]) or any(each in sender for each in "\r\n"):
+            raise ValueError("should look like Clinic <no-reply@clinic.example>")
+        return sender
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_web_address(cls, url: str | None) -> str | None:
+        return _checked_url(url, ("https", "http"))
+
+    @field_validator("mailbox_dir")
+    @classmethod
+    def _is_shown_to_nobody_else(cls, directory: Path | None, info: ValidationInfo) -> Path | None:
+        if directory is not None and info.data.get("host") not in LOOPBACK_HOSTS:
+            raise ValueError(f"is for servers on loopback only, where {PREFIX}HOST is 127.0.0.1")
+        return directory
+
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
@@ -196,7 +231,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_key(cls, key: str | None) -> str | None:
         if key is not None:
-            _decoded_key(key)
+            decode_key(key)
         return key
 
     def master_key_bytes(self) -> bytes:
@@ -206,11 +241,11 @@ class Settings(BaseSettings):
             SettingsError: neither is set, or the file cannot be read or holds no key.
         """
         if self.master_key is not None:
-            return _decoded_key(self.master_key)
+            return decode_key(self.master_key)
         if self.master_key_file is None:
             raise SettingsError(f"{PREFIX}MASTER_KEY or {PREFIX}MASTER_KEY_FILE is missing")
         try:
-            return _decoded_key(self.master_key_file.read_text(encoding="ascii"))
+            return decode_key(self.master_key_file.read_text(encoding="ascii"))
         except OSError as error:
             reason = error.strerror or "cannot be read"
             raise SettingsError(f"{PREFIX}MASTER_KEY_FILE: {self.master_key_file}: {reason.lower()}") from None
@@ -276,16 +311,6 @@ def _checked_url(url: str | None, schemes: tuple[str, ...]) -> str | None:
     if url is not None and not any(url.startswith(f"{scheme}://") for scheme in schemes):
         raise ValueError(f"should be a URL that starts with {schemes[0]}://")
     return url
-
-
-def _decoded_key(text: str) -> bytes:
-    try:
-        key = base64.b64decode(text.strip(), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if len(key) != MASTER_KEY_BYTES:
-        raise ValueError(f"should be the base64 of {MASTER_KEY_BYTES} bytes")
-    return key
 
 
 def _written(default: object) -> str:

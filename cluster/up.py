@@ -6,7 +6,7 @@
     keeping    what dies is started again, on the same port, after a pause that doubles up to half a minute. The API
                is started again with Ray, of which it is a driver; the others it reconnects to by itself
     stopping   the API first, which lets requests in flight end; then the calendar actors, which commit what they have
-               decided; then Ray, Valkey, PostgreSQL. A second signal does not wait for requests
+               decided; then Ray, Valkey, PostgreSQL, the mail server. A second signal does not wait for requests
 
 The API is a child process and gets its listening socket from here: while it is started again, connections wait
 instead of being refused. Secrets reach children by environment or by file, never by command line. Should this process
@@ -30,10 +30,10 @@ from pathlib import Path
 import structlog
 
 from cluster.data_directory import DataDirectory, Runtime, make_password
-from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey, Server
+from cluster.embedded import EmbeddedMail, EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey, Server
 from cluster.processes import Child, Program, StartFailed, end_left_over
 from cluster.serve import authority, listen
-from cluster.settings import OperatorError, Settings, variable
+from cluster.settings import LOOPBACK_HOSTS, OperatorError, Settings, variable
 
 PAUSE_MIN_S = 0.5
 PAUSE_MAX_S = 30.0
@@ -48,6 +48,8 @@ TOLD = (
     "database_url",
     "redis_url",
     "ray_address",
+    "smtp_url",
+    "public_url",
     "master_key_file",
     "admin_login",
     "admin_password",
@@ -86,6 +88,7 @@ class _Up:
         self.postgres = EmbeddedPostgres(data) if settings.database_url is None else None
         self.valkey = EmbeddedValkey(data) if settings.redis_url is None else None
         self.ray = EmbeddedRay(data) if settings.ray_address is None else None
+        self.mail = EmbeddedMail(data) if settings.smtp_url is None else None
         self.admin = _Password(data, "admin_password", settings.admin_password)
         self.accounts = _Password(data, "account_password", settings.account_password)
         self.api: _Api | None = None
@@ -126,7 +129,7 @@ class _Up:
             _tell(f"zapis starts {titles} in {self.data.path}")
         async with asyncio.TaskGroup() as group:
             group.create_task(self._start_database())
-            for server in (self.valkey, self.ray):
+            for server in (self.valkey, self.ray, self.mail):
                 if server is not None:
                     group.create_task(self._start(server))
         environment = self._environment()
@@ -135,14 +138,15 @@ class _Up:
         await self.api.restart(self.settings.start_timeout_s)
         self.api.probe = "/healthz"
         demo = await self._load_demo(environment) if self.settings.demo else []
-        _tell(f"docs   {self.url}/docs", f"admin  {await self._how_to_log_in()}", *demo, f"ready {self.url}")
+        mail = [f"mail   {self.url}/dev/mailbox"] if self._mailbox_dir() is not None else []
+        _tell(f"docs   {self.url}/docs", *mail, f"admin  {await self._how_to_log_in()}", *demo, f"ready {self.url}")
         async with asyncio.TaskGroup() as group:
             for kept in (*self._embedded, self.api):
                 group.create_task(self._keep(kept))
 
     @property
     def _embedded(self) -> list[EmbeddedServer]:
-        return [server for server in (self.postgres, self.valkey, self.ray) if server is not None]
+        return [server for server in (self.postgres, self.valkey, self.ray, self.mail) if server is not None]
 
     async def _start(self, server: EmbeddedServer) -> None:
         await server.start(self.settings.start_timeout_s)
@@ -248,6 +252,9 @@ class _Up:
             "database_url": self.postgres.url if self.postgres else settings.database_url,
             "redis_url": self.valkey.url if self.valkey else settings.redis_url,
             "ray_address": self.ray.url if self.ray else settings.ray_address,
+            "smtp_url": self.mail.url if self.mail else settings.smtp_url,
+            "mailbox_dir": self._mailbox_dir(),
+            "public_url": settings.public_url or self.url,
             "data_dir": str(self.data.path),
             "host": settings.host,
             "port": str(self.port),
@@ -259,6 +266,11 @@ class _Up:
         }
         known = {variable(name): value for name, value in given.items() if value is not None}
         return dict(os.environ) | known | (self.ray.client_environment if self.ray else {})
+
+    def _mailbox_dir(self) -> str | None:
+        """Mail is shown where all that it says is made up, and to nobody elsewhere."""
+        shown = self.mail is not None and self.settings.demo and self.settings.host in LOOPBACK_HOSTS
+        return str(self.mail.directory) if shown and self.mail is not None else None
 
     def _master_key_file(self) -> str | None:
         if self.settings.master_key is not None:

@@ -19,6 +19,8 @@ from persistence.sealed import place
 from persistence.unit_of_work import UnitOfWork
 
 A_DAY: Final = timedelta(days=1)
+UNCONFIRMED_A_DAY_MAX: Final = 5
+"""Messages about visits on one day to an address that may be somebody else's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class Content:
     visit: VisitContent | None
     details: Mapping[str, Any] = field(repr=False)
     """Of a message about an account: a code and when it expires, or what else there is to tell."""
+    confirmed: bool
+    """Whether the address is known to be the user's. If not, whoever reads there learns no name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +79,7 @@ async def read_contents(
         if outcome is None and each.appointment_id is not None and a_day_max and user is not None:
             midnight = now.astimezone(ZoneInfo(user.timezone)).replace(hour=0, minute=0, second=0, microsecond=0)
             today = [at for at in sent.setdefault(user.id, []) if at >= midnight]
-            if len(today) >= a_day_max:
+            if len(today) >= (a_day_max if _is_confirmed(each, user) else min(a_day_max, UNCONFIRMED_A_DAY_MAX)):
                 outcome = "capped"
             else:
                 sent[user.id].append(now)
@@ -94,7 +98,15 @@ async def read_contents(
             visit = VisitContent(
                 appointment=visit.appointment, location=visit.location, doctor=visit.doctor, patient=None
             )
-        found.append(Content(notification=each, user=user, visit=visit, details=details))
+        found.append(
+            Content(
+                notification=each,
+                user=user,
+                visit=visit,
+                details=details,
+                confirmed=_is_confirmed(each, user),
+            )
+        )
     return found
 
 
@@ -119,14 +131,18 @@ def _why_not(
 
 
 def _has_address(notification: Notification, user: User) -> bool:
-    """Whether there is an address of the channel that is known to be the user's; one to be verified is written to."""
+    """Whether there is somewhere to send it: an SMS about a visit goes to a number that is known to be the user's."""
     match notification.channel:
         case Channel.EMAIL:
-            return bool(user.email) and (user.email_verified or notification.kind == "email_verification")
+            return bool(user.email)
         case Channel.SMS:
-            return bool(user.phone) and (user.phone_verified or notification.kind == "phone_verification")
+            return bool(user.phone) and (user.phone_verified or notification.appointment_id is None)
         case _:
             return True  # Subscriptions are looked up by whoever pushes.
+
+
+def _is_confirmed(notification: Notification, user: User) -> bool:
+    return notification.channel != Channel.EMAIL or user.email_verified or notification.appointment_id is None
 
 
 async def _visits(leased: Sequence[Notification], work: UnitOfWork) -> dict[str, VisitContent]:

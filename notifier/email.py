@@ -141,7 +141,7 @@ def compose(message: Message, *, sender: str) -> EmailMessage:
     domain = address.rpartition("@")[2] or "zapis.invalid"
     mail = EmailMessage(policy=SMTP_POLICY)
     mail["From"] = Address(display_name=name, addr_spec=address)
-    mail["To"] = Address(display_name=content.user.name, addr_spec=content.user.email)
+    mail["To"] = Address(display_name=content.user.name if content.confirmed else "", addr_spec=content.user.email)
     mail["Subject"] = words.subject
     mail["Date"] = format_datetime(datetime.now(UTC))
     mail["Message-ID"] = f"<{content.notification.id}@{domain}>"
@@ -152,7 +152,7 @@ def compose(message: Message, *, sender: str) -> EmailMessage:
         mail["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"  # RFC 8058
     mail.set_content(words.text)
     mail.add_alternative(words.html, subtype="html")
-    if (visit := content.visit) is not None and content.notification.kind in INVITING:
+    if (visit := content.visit) is not None and content.confirmed and content.notification.kind in INVITING:
         method, file = invitation(
             Visit(appointment=visit.appointment, location=visit.location, summary=words.subject),
             organizer=address,

@@ -73,12 +73,13 @@ def render(content: Content, *, template: Template | None = None, unsubscribe_ur
         TemplateRefused
     """
     language = language_of(content.user.locale)
-    return put_in_words(
-        template or built_in(content.notification.kind, language),
-        variables_of(content, language),
-        language=language,
-        unsubscribe_url=unsubscribe_url,
-    )
+    template = template or built_in(content.notification.kind, language)
+    variables = variables_of(content, language)
+    if not content.confirmed:
+        variables = {name: value for name, value in variables.items() if name in SHOWN_TO_ANYBODY}
+        confirm = _texts(language)["words"]["confirm"]
+        template = Template(subject=template.subject, text=f"{template.short}\n\n{confirm}", short=template.short)
+    return put_in_words(template, variables, language=language, unsubscribe_url=unsubscribe_url)
 
 
 def put_in_words(
@@ -156,7 +157,7 @@ def _when(variables: Mapping[str, str]) -> str:
 
 
 def _where(variables: Mapping[str, str]) -> str:
-    return f"{variables['location']}, {variables['address']}" if "location" in variables else ""
+    return ", ".join(variables[name] for name in ("location", "address") if name in variables)
 
 
 def _rendered(source: str, variables: Mapping[str, str]) -> str:

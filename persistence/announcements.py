@@ -113,8 +113,18 @@ async def listen(redis_url: str, channel: str) -> AsyncGenerator[list[Announceme
     """What is announced from now on, for as long as it goes on; ``None`` first, once anything said would be heard.
 
     Raises:
-        RedisError, OSError: Redis is away, or has gone silent.
+        RedisError, OSError, TimeoutError: Redis is away, or has gone silent.
         UnreadableAnnouncement
+    """
+    async for data in hear(redis_url, channel):
+        yield None if data is None else decode_announcements(data)
+
+
+async def hear(redis_url: str, channel: str) -> AsyncGenerator[bytes | None]:
+    """The same, without a look at what is said: for who only wants to know that something was.
+
+    Raises:
+        RedisError, OSError, TimeoutError: Redis is away, or has gone silent.
     """
     redis = Redis.from_url(
         redis_url, socket_timeout=SILENCE_MAX_S, socket_connect_timeout=TIMEOUT_S, protocol=3, retry=None
@@ -134,7 +144,7 @@ async def listen(redis_url: str, channel: str) -> AsyncGenerator[list[Announceme
                     yield None
                 case {"type": "message", "data": bytes(data)}:
                     asked = False
-                    yield decode_announcements(data)
+                    yield data
                 case _:
                     asked = False
 

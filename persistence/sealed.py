@@ -14,6 +14,8 @@ No name, number or key is ever part of a ``repr`` or of an exception.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import os
@@ -157,6 +159,21 @@ class Vault:
         return HKDF(
             algorithm=hashes.SHA256(), length=KEY_BYTES, salt=hashlib.sha256(b"zapis").digest(), info=purpose.encode()
         ).derive(self._master_key)
+
+
+def decode_key(text: str) -> bytes:
+    """A master key from its base64.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        key = base64.b64decode(text.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"should be the base64 of {KEY_BYTES} bytes")
+    return key
 
 
 def place(table: str, row_id: str, column: str) -> bytes:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, time
+from datetime import date, datetime
 from typing import Annotated, Final
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     PlainValidator,
     TypeAdapter,
@@ -34,6 +33,7 @@ from api.fields import (
     Phone,
     Text,
     Timezone,
+    WallTime,
     Whole,
     said,
 )
@@ -140,21 +140,6 @@ class DoctorChange(Change):
 
 
 # Templates
-
-
-def _wall_time(value: object) -> time:
-    if isinstance(value, time):
-        return value
-    if not isinstance(value, str) or re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", value) is None:
-        raise ValueError("This should be a time on the clock, as 09:00.")
-    return time.fromisoformat(value)
-
-
-WallTime = Annotated[
-    time,
-    BeforeValidator(_wall_time),
-    WithJsonSchema({"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$", "examples": ["09:00"]}),
-]
 
 
 class Rule(Body):

@@ -357,6 +357,11 @@ class Notifications:
             query = query.where(notification.c.id < before)
         return [_notification(row) for row in await self._connection.execute(query)]
 
+    async def named(self, notification_ids: Collection[str]) -> list[Notification]:
+        """Those of these ids that there are."""
+        rows = await self._connection.execute(select(notification).where(notification.c.id.in_(notification_ids)))
+        return [_notification(row) for row in rows]
+
     async def resend(self, notification_id: str, *, now: datetime) -> bool:
         """Have a message that ended unsent tried again at once; whether there is such a one."""
         changed = await self._connection.scalar(

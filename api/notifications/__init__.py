@@ -1,0 +1,1 @@
+"""What users hear of: their choices, what was sent, links that switch it off, and the administrators' view of it."""

@@ -1,0 +1,211 @@
+"""Notifiers as Ray actors: named, detached, one or more for each channel, on any node.
+
+An actor begins to work when it is asked to ``run``, and is asked again and again: one that Ray has started anew, after
+its process or its node died, goes on with the next question. ``run`` is also how it is looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+import structlog
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from actors.client import freeze_heap
+from notifier.email import EmailSender, MailServer
+from notifier.notifier import Notifier, NotifierLimits
+from notifier.preferences import Channel
+from notifier.senders import Sender
+from notifier.unsubscribe import link_maker
+from persistence.announcements import hear
+from persistence.database import open_database
+from persistence.sealed import Vault, decode_key
+from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
+
+NAME: Final = "notifier:"
+POOL: Final = 4
+CPUS: Final = 0.05
+"""Of a node, as Ray counts them: an actor that takes nothing makes its node look idle to the autoscaler."""
+ANSWER_TIMEOUT_S: Final = 5.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifierConfig:
+    """What a notifier on any node works with."""
+
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+    signals: str
+    """The channel of Redis where changes are announced."""
+    master_key: str | None = field(repr=False)
+    """Its base64, unless ``master_key_file`` holds that on every node."""
+    master_key_file: str | None
+    mail: MailServer | None
+    public_url: str | None
+    """Where people reach the API: links lead there."""
+    limits: NotifierLimits
+
+    @property
+    def channels(self) -> frozenset[Channel]:
+        """Those that somebody sends on."""
+        return frozenset({Channel.EMAIL} if self.mail is not None else ())
+
+
+def open_notifier(config: NotifierConfig, channel: Channel, vault: Vault, database: AsyncEngine) -> Notifier:
+    """The notifier of a channel."""
+    return Notifier(
+        channel=channel,
+        channels=config.channels,
+        begin=partial(UnitOfWork, database, vault),
+        sender=_sender(config, channel),
+        signals=partial(_signals, config),
+        clock=lambda: datetime.now(UTC),
+        unsubscribe_url=link_maker(vault, config.public_url) if config.public_url is not None else None,
+        limits=config.limits,
+    )
+
+
+def _sender(config: NotifierConfig, channel: Channel) -> Sender:
+    assert config.mail is not None, f"there is nobody who sends by {channel}"
+    return EmailSender(config.mail)
+
+
+def _signals(config: NotifierConfig) -> AsyncIterator[object]:
+    return hear(config.redis_url, config.signals)
+
+
+class RayNotifier:
+    """A ``Notifier`` behind Ray's door. Cheap to construct: it begins when it is asked to."""
+
+    def __init__(self, channel: str) -> None:
+        self._channel = Channel(channel)
+        self._config: NotifierConfig | None = None
+        self._notifier: Notifier | None = None
+        self._database: AsyncEngine | None = None
+        self._turn = asyncio.Lock()
+
+    async def run(self, config: NotifierConfig) -> dict[str, Any]:
+        """Work by this configuration; its figures, empty while the database is away."""
+        async with self._turn:
+            if self._notifier is None or not self._notifier.running or config != self._config:
+                await self._end()
+                self._config = config
+                self._database = open_database(config.database_url, pool_max=POOL)
+                self._notifier = open_notifier(config, self._channel, _vault(config), self._database)
+                self._notifier.start()
+                freeze_heap()
+        return await self.status()
+
+    async def status(self) -> dict[str, Any]:
+        """Its figures; empty before it runs, and while the database is away."""
+        try:
+            return await self._notifier.status() if self._notifier is not None else {}
+        except DatabaseUnavailable:
+            return {}
+
+    async def stop(self) -> None:
+        """End in order."""
+        async with self._turn:
+            await self._end()
+
+    async def _end(self) -> None:
+        if self._notifier is not None:
+            await self._notifier.stop()
+            self._notifier = None
+        if self._database is not None:
+            await self._database.dispose()
+            self._database = None
+
+
+class RayNotifiers:
+    """The notifiers of a deployment, as actors of one namespace. ``ray.init`` has been called."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+
+    async def run(self, config: NotifierConfig, *, actors: int) -> Mapping[str, Mapping[str, Any]]:
+        """Have so many work for each channel that has a provider; the figures of those that have answered, by name."""
+        names = [f"{NAME}{channel.value}:{number}" for channel in config.channels for number in range(actors)]
+        return await _answers({name: self._ask(partial(self._get_or_start, name), "run", config) for name in names})
+
+    async def status(self) -> Mapping[str, Mapping[str, Any]]:
+        """The figures of all that there are, by name; whoever does not answer is left out."""
+        return await _answers(
+            {name: self._ask(partial(self._get, name), "status") for name in await asyncio.to_thread(self._running)}
+        )
+
+    async def stop(self) -> None:
+        """End all that there are, in order."""
+        await asyncio.gather(*(self._stop(name) for name in await asyncio.to_thread(self._running)))
+
+    async def _ask(
+        self, find: Callable[[], ActorHandle[Any]], method: str, *arguments: object
+    ) -> Mapping[str, Any] | None:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                handle = await asyncio.to_thread(find)
+                figures: Mapping[str, Any] = await getattr(handle, method).remote(*arguments)
+                return figures
+        except (RayError, ValueError, ConnectionError, TimeoutError) as failure:
+            log.warning("notifier_lost", reason=type(failure).__name__)
+            return None
+
+    async def _stop(self, name: str) -> None:
+        try:
+            handle = await asyncio.to_thread(self._get, name)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await handle.stop.remote()
+            ray.kill(handle)
+        except (RayError, ValueError, TimeoutError) as failure:
+            log.warning("notifier_not_stopped", actor=name, reason=type(failure).__name__)
+
+    def _get_or_start(self, name: str) -> ActorHandle[Any]:
+        if not ray.is_initialized():  # Asked now, Ray would start a cluster of its own.
+            raise ConnectionError("not connected to Ray")
+        actor_class: Any = ray.remote(RayNotifier)
+        handle: ActorHandle[Any] = actor_class.options(
+            name=name,
+            namespace=self._namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=0,
+            num_cpus=CPUS,
+        ).remote(name.split(":")[1])
+        return handle
+
+    def _get(self, name: str) -> ActorHandle[Any]:
+        handle: ActorHandle[Any] = ray.get_actor(name, namespace=self._namespace)
+        return handle
+
+    def _running(self) -> list[str]:
+        return [
+            entry["name"]
+            for entry in ray.util.list_named_actors(all_namespaces=True)
+            if entry["namespace"] == self._namespace and entry["name"].startswith(NAME)
+        ]
+
+
+async def _answers(
+    asked: Mapping[str, Coroutine[Any, Any, Mapping[str, Any] | None]],
+) -> dict[str, Mapping[str, Any]]:
+    answers = await asyncio.gather(*asked.values())
+    return {name: figures for name, figures in zip(asked, answers, strict=True) if figures is not None}
+
+
+def _vault(config: NotifierConfig) -> Vault:
+    if config.master_key is not None:
+        return Vault(decode_key(config.master_key))
+    assert config.master_key_file is not None, "there is a master key"
+    return Vault(decode_key(Path(config.master_key_file).read_text(encoding="ascii")))
