@@ -280,13 +280,13 @@ def move_row(event: Event, doctor_id: str, at: datetime) -> dict[str, Any] | Non
                 "at": at,
             }
         case AppointmentMovedOut():
-            return {"id": event.move_id, "state": "moved", "before": ["reserved"], "at": at}
+            return {"id": event.move_id, "state": "moved", "before": ["reserved"]}
         case MoveRefused():
-            return {"id": event.move_id, "state": "aborted", "before": ["reserved"], "at": at}
+            return {"id": event.move_id, "state": "aborted", "before": ["reserved"]}
         case AppointmentMovedIn():
-            return {"id": event.move_id, "state": "done", "before": ["moved"], "at": at}
+            return {"id": event.move_id, "state": "done", "before": ["moved"]}
         case ReservationReleased():
-            return {"id": event.move_id, "state": "released", "before": ["aborted"], "at": at}
+            return {"id": event.move_id, "state": "released", "before": ["aborted"]}
         case _:
             return None
 

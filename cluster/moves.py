@@ -44,6 +44,9 @@ _APPOINTMENT = text(
 )
 
 
+_NOT_KNOWN = NotDecided(why=RefusedFor.UNAVAILABLE)
+
+
 class MoveDriver:
     """Takes moves to their end."""
 
@@ -55,8 +58,12 @@ class MoveDriver:
     async def move(self, reserve: ReserveForMove) -> Reply:
         """The reply to a move that begins with ``reserve``: ``Done`` once the target has taken it in."""
         reserved = await self._calendars.send(reserve)
-        if not isinstance(reserved, Done) or "appointment" in reserved.answer:
+        if not isinstance(reserved, Done):
             return reserved
+        if "appointment" in reserved.answer:
+            # It was let go before, under the same key: perhaps a moment ago, and has not been taken in yet.
+            finished = await self._finish(reserve.move_id, reserve.doctor_id)
+            return reserved if finished is None or isinstance(finished, Done) else _NOT_KNOWN
         slot = reserved.answer["slot"]
         return await self._let_go(
             MoveOut(
@@ -120,7 +127,7 @@ class MoveDriver:
             )
         finished = await self._finish(move_out.move_id, move_out.target_doctor_id)
         if isinstance(reply, Done) and not isinstance(finished, Done):
-            return NotDecided(why=RefusedFor.UNAVAILABLE)
+            return _NOT_KNOWN
         return reply
 
     async def _finish(self, move_id: str, target_doctor_id: str) -> Reply | None:

@@ -94,7 +94,7 @@ class Supervisor:
             if not await _lead(connection):
                 return [], []
             overdue = await connection.scalars(_OVERDUE, {"before": now, "most": CALENDARS_MAX})
-            left_behind = await connection.scalars(_LEFT_BEHIND, {"before": now - MOVE_LEFT_BEHIND, "most": MOVES_MAX})
+            left_behind = await connection.scalars(_LEFT_BEHIND, {"since": MOVE_LEFT_BEHIND, "most": MOVES_MAX})
             return list(overdue), list(left_behind)
 
     async def _forget(self, before: datetime) -> None:
@@ -167,7 +167,7 @@ _OVERDUE = text(
     " ORDER BY random() LIMIT :most"
 )
 _LEFT_BEHIND = text(
-    "SELECT id::text FROM move WHERE state IN ('reserved', 'moved', 'aborted') AND updated_at < :before"
+    "SELECT id::text FROM move WHERE state IN ('reserved', 'moved', 'aborted') AND updated_at < now() - :since"
     " ORDER BY random() LIMIT :most"
 )
 # A row that somebody has locked is left for another round: whoever deletes rows of several users never waits for one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -20,6 +20,7 @@ from notifier.preferences import Channel, Preferences
 from notifier.rendering import TemplateRefused, render
 from notifier.senders import Failed, Message, Refused, Sender
 from persistence.repositories.notifications import (
+    Cause,
     Ended,
     NewNotification,
     Notification,
@@ -28,6 +29,7 @@ from persistence.repositories.notifications import (
     RecipientRow,
     VisitRow,
 )
+from persistence.sealed import Unreadable
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 
 CAUSES_TOGETHER: Final = 200
@@ -174,43 +176,12 @@ class Notifier:
             new: list[NewNotification] = []
             for cause in causes:
                 visit = visits.get(cause.appointment_id or "")
-                if visit is not None and cause.version is not None:
-                    planned = plan_visit(
-                        cause.kind,
-                        cause.version,
-                        cause.caused_at,
-                        _planned_visit(visit),
-                        [_recipient(each) for each in recipients.get(visit.patient_id, ())],
-                    )
-                    new += [
-                        NewNotification(
-                            outbox_id=cause.id,
-                            kind=each.kind,
-                            ahead=each.offset,
-                            channel=each.channel,
-                            user_id=each.user_id,
-                            appointment_id=visit.id,
-                            version=cause.version,
-                            due_at=each.due_at,
-                            expires_at=each.expires_at,
-                        )
-                        for each in planned
-                        if each.channel in self._channels
-                    ]
-                elif cause.user_id is not None and (channel := ACCOUNT.get(cause.kind)) in self._channels:
-                    new.append(
-                        NewNotification(
-                            outbox_id=cause.id,
-                            kind=cause.kind,
-                            ahead="",
-                            channel=channel,
-                            user_id=cause.user_id,
-                            appointment_id=None,
-                            version=None,
-                            due_at=cause.caused_at,
-                            expires_at=cause.caused_at + NEWS_FOR,
-                        )
-                    )
+                told = recipients.get(visit.patient_id, []) if visit is not None else []
+                try:
+                    new += [each for each in _planned(cause, visit, told) if each.channel in self._channels]
+                except (ValueError, TypeError, LookupError, OverflowError) as failure:
+                    # Whatever it was, the causes behind it have to be planned.
+                    log.error("cause_not_planned", cause_id=cause.id, kind=cause.kind, exc_info=failure)
             await notifications.void_before({visit.id: visit.version for visit in visits.values()}, now=now)
             await notifications.add(new)
             await notifications.mark_planned([each.id for each in causes], now=now)
@@ -251,14 +222,26 @@ class Notifier:
             until = now + timedelta(seconds=self._limits.lease_s)
             leased = await Notifications(work.connection).lease(self._channel, now=now, until=until, limit=limit)
         if leased:
-            async with self._begin() as work:
-                contents = await read_contents(leased, work, now=now, a_day_max=self._limits.a_day_max)
+            try:
+                contents = await self._read(leased, now)
+            except Unreadable:  # Of one of them: it must not keep the others back.
+                contents = []
+                for each in leased:
+                    try:
+                        contents += await self._read([each], now)
+                    except Unreadable:
+                        log.error("notification_unreadable", notification_id=each.id)
+                        self._again(each, "unreadable", None)
             for content in contents:
                 if isinstance(content, NotSent):
                     self._ended(content.notification, content.outcome)
                 else:
                     self._begin_sending(content, give_up_at)
         return leased
+
+    async def _read(self, leased: Sequence[Notification], now: datetime) -> list[Content | NotSent]:
+        async with self._begin() as work:
+            return await read_contents(leased, work, now=now, a_day_max=self._limits.a_day_max)
 
     def _begin_sending(self, content: Content, give_up_at: float) -> None:
         task = asyncio.create_task(self._send(content, give_up_at), name=f"send {content.notification.id}")
@@ -415,6 +398,36 @@ async def plan_reminders_anew(
             if each.channel in channels
         ]
     )
+
+
+def _planned(cause: Cause, visit: VisitRow | None, told: Sequence[RecipientRow]) -> Iterator[NewNotification]:
+    """The messages that a cause leads to, on every channel that there could be."""
+    if visit is not None and cause.version is not None:
+        recipients = [_recipient(each) for each in told]
+        for each in plan_visit(cause.kind, cause.version, cause.caused_at, _planned_visit(visit), recipients):
+            yield NewNotification(
+                outbox_id=cause.id,
+                kind=each.kind,
+                ahead=each.offset,
+                channel=each.channel,
+                user_id=each.user_id,
+                appointment_id=visit.id,
+                version=cause.version,
+                due_at=each.due_at,
+                expires_at=each.expires_at,
+            )
+    elif cause.user_id is not None:
+        yield NewNotification(
+            outbox_id=cause.id,
+            kind=cause.kind,
+            ahead="",
+            channel=ACCOUNT[cause.kind],
+            user_id=cause.user_id,
+            appointment_id=None,
+            version=None,
+            due_at=cause.caused_at,
+            expires_at=cause.caused_at + NEWS_FOR,
+        )
 
 
 def _planned_visit(visit: VisitRow) -> PlannedVisit:

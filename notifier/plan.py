@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Final
 
 from notifier.preferences import Channel, Offset, Preferences, Topic
@@ -94,8 +95,8 @@ def plan_reminders(now: datetime, visit: PlannedVisit, recipient: Recipient) -> 
             found.append((_not_in_quiet_hours(recipient, at, not_before=now, not_after=visit.start), at, offset))
     # Of those that quiet hours have put off to the same moment, the last one tells.
     due = {due_at: offset for due_at, _, offset in sorted(found)}
-    for (due_at, offset), expires_at in zip(due.items(), [*list(due)[1:], visit.start], strict=True):
-        yield from _by_channel(recipient, REMINDER, offset, due_at, expires_at)
+    for due_at, expires_at in pairwise([*due, visit.start]):
+        yield from _by_channel(recipient, REMINDER, due[due_at], due_at, expires_at)
 
 
 def _by_channel(

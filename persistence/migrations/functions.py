@@ -141,10 +141,11 @@ BEGIN
         FROM json_to_recordset(closures_removed) AS r(id uuid, removed_at timestamptz)
         WHERE c.id = r.id;
     END IF;
-    -- What ends before what begins: a move may be released and its slot kept anew in one batch.
+    -- What ends before what begins: a move may be released and its slot kept anew in one batch. Since when a move has
+    -- been left behind goes by the clock here: that of an actor may be an hour ahead, and nobody would drive it on.
     IF moves_changed IS NOT NULL THEN
-        UPDATE move AS m SET state = n.state, updated_at = n.at
-        FROM json_to_recordset(moves_changed) AS n(id uuid, state text, before text[], at timestamptz)
+        UPDATE move AS m SET state = n.state, updated_at = now()
+        FROM json_to_recordset(moves_changed) AS n(id uuid, state text, before text[])
         WHERE m.id = n.id AND m.state = ANY (n.before);
         GET DIAGNOSTICS written = ROW_COUNT;
         IF written < json_array_length(moves_changed) THEN
@@ -156,7 +157,7 @@ BEGIN
             id, appointment_id, source_doctor_id, target_doctor_id, target_slot_id, state, request, created_at,
             updated_at)
         SELECT n.id, n.appointment_id, n.source_doctor_id, n.target_doctor_id, n.target_slot_id, 'reserved', n.request,
-            n.at, n.at
+            n.at, now()
         FROM json_to_recordset(moves_reserved) AS n(
             id uuid, appointment_id uuid, source_doctor_id uuid, target_doctor_id uuid, target_slot_id uuid,
             request jsonb, at timestamptz)

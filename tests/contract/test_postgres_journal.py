@@ -458,3 +458,17 @@ async def test_long_lives_of_calendars_replay_to_their_tables(postgres_world: Po
 
 async def test_facts_of_nobody_are_none(postgres_world: PostgresWorld) -> None:
     assert await postgres_world.journal().facts((), (), ()) == Facts()
+
+
+async def test_since_when_a_move_waits_goes_by_the_clock_of_the_database(postgres_world: PostgresWorld) -> None:
+    owner = await opened(postgres_world, HOUSE, WILSON)
+    hour_ahead = NOW + 60 * MINUTE
+    owner.do(book(HOUSE, 0), hour_ahead)
+    await owner.commit()
+    owner.do(reserve(HOUSE, WILSON, 1, visit_id(HOUSE, 0)), hour_ahead)
+    await owner.commit()
+    recent = "SELECT state, updated_at BETWEEN now() - interval '1 minute' AND now() AS recent FROM move"
+    assert postgres_world.rows(recent) == [{"state": "reserved", "recent": True}]
+    owner.do(move_out(HOUSE, WILSON, 1, visit_id(HOUSE, 0)), hour_ahead)
+    await owner.commit()
+    assert postgres_world.rows(recent) == [{"state": "moved", "recent": True}]

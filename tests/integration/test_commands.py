@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from sqlalchemy import text
 
+from actors.messages import Command, FinishMove, Reply
 from persistence.identifiers import new_id
 from tests.integration.practice import Practice, content, days_on, eventually, instant, refusal
 from tests.people import Person
@@ -130,6 +132,38 @@ async def test_a_move_that_was_refused_by_its_source_is_decided_anew_under_its_k
     assert content(await move(), 200)["slot_id"] == target
     assert content(await move(), 200)["version"] == 2
     assert await practice.differences() == []
+
+
+async def test_a_repeat_of_a_move_is_told_when_it_has_been_taken_in(
+    practice: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna = await practice.people.patient()
+    _, (one, *_) = await practice.doctor_with_slots(first=days_on(3))
+    _, (target, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = await practice.book(anna, one)
+    calendars = practice.api.services.calendars
+    send, let_go, go_on = calendars.send, asyncio.Event(), asyncio.Event()
+
+    async def send_slowly(command: Command) -> Reply:
+        if isinstance(command, FinishMove) and not let_go.is_set():
+            let_go.set()
+            await go_on.wait()
+        return await send(command)
+
+    monkeypatch.setattr(calendars, "send", send_slowly)
+
+    async def move() -> httpx.Response:
+        path = f"/v1/appointments/{visit['id']}/reschedule"
+        return await practice.send(anna, "POST", path, {"slot_id": target}, idempotency_key="move")
+
+    first = asyncio.create_task(move())
+    await let_go.wait()
+    again = content(await move(), 200)
+    async with practice.api.services.unit_of_work() as work:
+        states = await work.connection.scalars(text("SELECT state FROM move WHERE appointment_id = :id"), visit)
+        assert list(states) == ["done"], "taken in before it was told"
+    go_on.set()
+    assert content(await first, 200) == again
 
 
 async def test_a_doctor_who_gives_a_visit_away_is_told_so_again(practice: Practice) -> None:

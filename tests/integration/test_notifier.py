@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,10 +13,14 @@ import pytest
 from icalendar import Calendar
 from sqlalchemy import text
 
+from actors import tasks
+from cluster.settings import Settings
 from notifier.email import EmailSender, MailServer
 from notifier.notifier import Notifier, NotifierLimits
 from notifier.preferences import Channel
-from tests.integration.application import Application
+from notifier.senders import Message
+from notifier.unsubscribe import link_maker
+from tests.integration.application import Application, running
 from tests.integration.clinic import Clinic, open_clinic
 from tests.mail import MailServer as RealMailServer
 from tests.mail import mail_server
@@ -45,6 +49,7 @@ class Desk:
     headers: dict[str, str]
     slots: list[dict[str, Any]]
     clock: Clock
+    patience_s: float = 15.0
 
     @property
     def api(self) -> Application:
@@ -79,6 +84,7 @@ class Desk:
             sender=EmailSender(server),
             signals=None,
             clock=self.clock,
+            unsubscribe_url=link_maker(self.api.services.vault, "https://clinic.example"),
             limits=limits,
         )
 
@@ -103,9 +109,9 @@ class Desk:
             )
             return [(row.kind, row.ahead, row.outcome) for row in found]
 
-    async def until(self, so: Callable[[], bool], what: str = "") -> None:
+    async def until(self, so: Callable[[], bool]) -> None:
         """Wait until it is so."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(self.patience_s):
             while not so():
                 await asyncio.sleep(0.02)
 
@@ -113,7 +119,7 @@ class Desk:
         """Wait until the messages are these."""
         rows: list[tuple[str, str, str | None]] = []
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(self.patience_s):
                 while (rows := await self.rows()) != list(expected):
                     await asyncio.sleep(0.05)
         except TimeoutError:
@@ -121,8 +127,8 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(api: Application) -> AsyncIterator[Desk]:
-    async with mail_server() as mail:
+async def desk(settings: Settings) -> AsyncIterator[Desk]:
+    async with mail_server() as mail, running(with_mail(settings, mail)) as api:
         clinic = await open_clinic(api)
         _, day = await clinic.working_doctor(slots=8)
         patient = await api.register("anna.petrova", timezone="Europe/Berlin")
@@ -137,6 +143,11 @@ async def desk(api: Application) -> AsyncIterator[Desk]:
             slots=await clinic.slots(**{"from": day.isoformat(), "to": day.isoformat()}),
             clock=Clock(),
         )
+
+
+def with_mail(settings: Settings, mail: RealMailServer) -> Settings:
+    """An API whose mail goes there; what sends it is up to the test."""
+    return settings.model_copy(update={"rate_limit": 0, "smtp_url": f"smtp://127.0.0.1:{mail.port}"})
 
 
 async def test_a_booking_is_confirmed_once_with_an_invitation(desk: Desk) -> None:
@@ -206,12 +217,8 @@ async def test_what_fails_in_passing_is_tried_again_and_known_as_the_same(desk: 
         await desk.book(number)
     async with desk.notifying():
         await desk.until(lambda: len(desk.mail.by_message_id) == 6)
-        await desk.until_rows(*[("booked", "", "sent")] * 6, *await _reminders(desk))
+        await desk.until_rows(*[("booked", "", "sent")] * 6, *reminders_of(6))
     assert sum(desk.mail.by_message_id.values()) == 6 + desk.mail.answers_withheld
-
-
-async def _reminders(desk: Desk) -> list[tuple[str, str, str | None]]:
-    return [row for row in await desk.rows() if row[0] == "reminder"]
 
 
 async def test_a_bad_recipient_ends_and_delays_nobody(desk: Desk) -> None:
@@ -230,3 +237,96 @@ async def test_a_server_that_is_away_is_waited_for(desk: Desk) -> None:
         await desk.mail.start()
         await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
     assert len(desk.mail.mails) == 1
+
+
+async def test_who_dies_while_sending_leaves_it_to_the_next(desk: Desk) -> None:
+    desk.mail.slow_s = 5.0
+    await desk.book()
+    dying = desk.notifier()
+    dying.start()
+    await desk.until(lambda: bool(dying._sending))
+    await kill(dying)
+    desk.mail.slow_s = 0.0
+    async with desk.notifying():
+        await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
+    assert len(desk.mail.mails) == 1
+
+
+async def test_who_dies_after_sending_leaves_a_mail_that_is_known_as_the_same(desk: Desk) -> None:
+    await desk.book()
+    dying = desk.notifier()
+    dying._mark = lambda _: None  # type: ignore[assignment, method-assign]  # It dies before it has marked anything.
+    dying.start()
+    await desk.until(lambda: len(desk.mail.mails) == 1)
+    await kill(dying)
+    async with desk.notifying():
+        await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
+    assert list(desk.mail.by_message_id.values()) == [2]
+
+
+async def test_what_cannot_be_sent_in_a_way_that_nobody_foresaw_delays_nobody(desk: Desk) -> None:
+    visits = [await desk.book(number) for number in range(4)]
+    notifier = desk.notifier()
+    send = notifier._sender.send
+
+    async def send_all_but_one(message: Message) -> None:
+        if message.content.notification.appointment_id == visits[1]["id"]:
+            raise ZeroDivisionError
+        await send(message)
+
+    notifier._sender.send = send_all_but_one  # type: ignore[method-assign]
+    notifier.start()
+    try:
+        await desk.until(lambda: len(desk.mail.mails) == 3)
+        assert notifier.running
+        assert (await notifier.status())["counts"][-1] == ["booked", "sent", 3]
+    finally:
+        await notifier.stop()
+
+
+async def test_a_channel_that_was_switched_off_meanwhile_is_silent(desk: Desk) -> None:
+    await desk.book()
+    async with desk.notifying():
+        await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
+        await desk.book(2)
+        await desk.until(lambda: len(desk.mail.mails) == 2)
+        token = str(desk.mail.mails[0]["List-Unsubscribe"]).partition("token=")[2].rstrip(">")
+        answer = await desk.api.http.post(
+            "/v1/notifications/unsubscribe", params={"token": token}, data={"List-Unsubscribe": "One-Click"}
+        )
+        assert answer.status_code == 200, answer.text
+        await desk.book(4)
+        await desk.until_rows(
+            *[("booked", "", "sent")] * 2, *[("reminder", "P1D", None)] * 3, *[("reminder", "PT2H", None)] * 3
+        )
+    assert len(desk.mail.mails) == 2
+
+
+async def test_only_so_many_a_day(desk: Desk) -> None:
+    for number in range(4):
+        await desk.book(number)
+    async with desk.notifying(replace(QUICK, a_day_max=3)):
+        await desk.until_rows(*[("booked", "", "sent")] * 3, ("booked", "", "capped"), *reminders_of(4))
+
+
+async def test_an_address_that_may_be_somebody_elses_learns_no_name(desk: Desk) -> None:
+    async with desk.api.services.unit_of_work() as work:
+        await work.connection.execute(text("UPDATE app_user SET email_verified_at = NULL"))
+    await desk.book()
+    async with desk.notifying():
+        await desk.until(lambda: len(desk.mail.mails) == 1)
+    said = desk.mail.mails[0].as_string()
+    assert "Petrova" not in said
+    assert "House" not in said
+    assert "Clinic at the park" in said
+    assert "text/calendar" not in said
+
+
+async def kill(notifier: Notifier) -> None:
+    """End it as a killed process ends: nothing is tidied up, nothing written down."""
+    await tasks.end(*notifier._tasks, *notifier._sending)
+
+
+def reminders_of(visits: int) -> list[tuple[str, str, str | None]]:
+    """Those of so many visits of one day."""
+    return [*[("reminder", "P1D", None)] * visits, *[("reminder", "PT2H", None)] * visits]

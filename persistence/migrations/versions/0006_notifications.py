@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from persistence.migrations.functions import JOURNAL_APPEND
+
 revision = "0006"
 down_revision = "0005"
 branch_labels = None
@@ -17,6 +19,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.execute(JOURNAL_APPEND)  # Moves are dated by the database's clock.
     op.alter_column("outbox", "sent_at", new_column_name="planned_at")
     op.create_table_comment(
         "outbox",
