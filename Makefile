@@ -13,7 +13,7 @@ SEED ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test lint format faults faults-long faults-mutants bench bench-full search overload crowd outages soak scale lock clean
+.PHONY: help up test lint format faults faults-long faults-mutants bench bench-full search overload crowd outages reminders soak scale lock clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ crowd: $(VENV)/.installed-dev ## Ten thousand people look at calendars while vis
 
 outages: $(VENV)/.installed-dev ## Take Redis, the API, the calendars, PostgreSQL away before ten thousand readers (5 minutes)
 	$(BIN)/python -m loadtests.outages
+
+reminders: $(VENV)/.installed-dev ## Send 100,000 reminders at once, and 20,000 while things are killed (15 minutes)
+	$(BIN)/python -m loadtests.reminders
 
 soak: $(VENV)/.installed-dev ## Half load for long; memory and files have to stay as they are (30 minutes, or MINUTES=…)
 	$(BIN)/python -m loadtests.soak --minutes $(or $(MINUTES),30)

@@ -27,6 +27,7 @@ from api.feed.stream import ChangeStream
 from api.gate import close_gate, open_gate
 from api.ical import router as ical
 from api.middleware import Admission, Admit, BodyLimit, ClientAddress, Proxies, RateLimit, RequestContext
+from api.notifications import push, templates
 from api.notifications import router as notifications
 from api.notifications.mailbox import add_mailbox
 from api.openapi import describe
@@ -57,6 +58,8 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     directory.router,
     administration.router,
     notifications.router,
+    push.router,
+    templates.router,
     operations.routes,
 )
 """The routes are tried in this order: those that are asked for most come first."""
@@ -81,6 +84,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
             )
             readiness = app.state.readiness = Readiness(services)
             metrics.add(services.notifiers)
+            app.state.push_keys = services.notifiers.push_keys(services.vault)
             app.state.location_directory = LocationDirectory(services.unit_of_work)
             app.state.slot_owners = SlotOwners(services.lookups.slot_owners)
             change_log = ChangeLog(services.unit_of_work, services.lookups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from email.utils import parseaddr
 from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,7 +16,10 @@ from notifier.actor import NotifierConfig, RayNotifiers
 from notifier.email import MailServer
 from notifier.notifier import NotifierLimits
 from notifier.preferences import Channel
+from notifier.push import PushKeys
+from notifier.sms import SmsProvider
 from persistence.announcements import channel_of
+from persistence.sealed import Vault
 
 ROUND_S: Final = 2.0
 
@@ -36,6 +40,8 @@ def notifier_config(settings: Settings) -> NotifierConfig:
         master_key=settings.master_key,
         master_key_file=str(key_file.absolute()) if settings.master_key is None and key_file is not None else None,
         mail=mail,
+        sms=SmsProvider.from_url(settings.sms_url) if settings.sms_url is not None else None,
+        push_subject=f"mailto:{parseaddr(settings.mail_from)[1]}" if settings.push_hosts else None,
         public_url=settings.public_url,
         limits=NotifierLimits(a_day_max=settings.notifications_a_day_max),
     )
@@ -56,6 +62,11 @@ class NotifierKeeper(Collector):
     def channels(self) -> frozenset[Channel]:
         """Those that somebody sends on."""
         return self._config.channels
+
+    def push_keys(self, vault: Vault) -> PushKeys | None:
+        """Those that browsers subscribe with, where there is push."""
+        subject = self._config.push_subject
+        return PushKeys(vault, subject=subject) if subject is not None else None
 
     def start(self) -> None:
         """Begin."""

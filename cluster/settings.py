@@ -22,6 +22,7 @@ from persistence.normal_forms import is_login, normal_login
 from persistence.sealed import decode_key
 
 PREFIX = "ZAPIS_"
+PUSH_SERVICES = "fcm.googleapis.com,updates.push.services.mozilla.com,.notify.windows.com,web.push.apple.com"
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 COUNT_MAX = 1_000_000_000
 LARGEST = {"s": 3_650 * 86_400, "minutes": 3_650 * 1_440, "days": 3_650}
@@ -77,6 +78,14 @@ class Settings(BaseSettings):
         None, description="who vouches for the mail server, if not who does for everybody"
     )
     mail_from: str = Field("zapis <no-reply@zapis.invalid>", description="who e-mails come from")
+    sms_url: str | None = Field(
+        None,
+        repr=False,
+        description="who sends SMS: twilio://SID:token@api.twilio.com?from=+15550100, or a webhook as https://:token@host/",
+    )
+    push_hosts: CommaSeparated = Field(
+        (), description=f"push services that may be pushed to, by commas, as {PUSH_SERVICES}; none: no push"
+    )
     public_url: str | None = Field(None, description="where people reach the API, for links in messages")
     data_dir: Path = Field(Path(".zapis"), description="where `up` keeps its servers' data, keys and logs")
     host: str = Field("127.0.0.1", min_length=1, description="the address to serve on")
@@ -192,6 +201,11 @@ class Settings(BaseSettings):
     @classmethod
     def _is_smtp(cls, url: str | None) -> str | None:
         return _checked_url(url, ("smtp", "smtps", "smtp+starttls"))
+
+    @field_validator("sms_url")
+    @classmethod
+    def _is_sms_provider(cls, url: str | None) -> str | None:
+        return _checked_url(url, ("twilio", "https", "twilio+http", "http"))
 
     @field_validator("mail_from")
     @classmethod

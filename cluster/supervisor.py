@@ -27,7 +27,7 @@ from actors import tasks
 from actors.client import CalendarClient
 from actors.messages import ExpireHolds, Requester, Role
 from cluster.moves import MoveDriver
-from persistence.identifiers import new_id
+from persistence.identifiers import first_id_at, new_id
 
 log = structlog.get_logger()
 
@@ -43,6 +43,8 @@ ROWS_MAX = 200
 SEND_DEADLINE = timedelta(seconds=5)
 MOVE_LEFT_BEHIND = timedelta(seconds=15)
 ANSWERS_KEPT = timedelta(days=7)
+MESSAGES_KEPT = timedelta(days=90)
+"""Those that have ended: so long one can see what was said."""
 
 
 class Supervisor:
@@ -84,7 +86,7 @@ class Supervisor:
             doctor_ids, move_ids = await self._due(now)
             self._expiring.begin(doctor_ids)
             self._moving.begin(move_ids)
-            await self._forget(now - ANSWERS_KEPT)
+            await self._forget(now)
         except (SQLAlchemyError, OSError) as failure:
             log.warning("supervisor_round_failed", reason=type(failure).__name__)
 
@@ -97,11 +99,14 @@ class Supervisor:
             left_behind = await connection.scalars(_LEFT_BEHIND, {"since": MOVE_LEFT_BEHIND, "most": MOVES_MAX})
             return list(overdue), list(left_behind)
 
-    async def _forget(self, before: datetime) -> None:
+    async def _forget(self, now: datetime) -> None:
         async with self._database.begin() as connection:
             if await _lead(connection):
                 for statement in _FORGET:
-                    await connection.execute(statement, {"before": before, "most": ROWS_MAX})
+                    await connection.execute(statement, {"before": now - ANSWERS_KEPT, "most": ROWS_MAX})
+                await connection.execute(
+                    _FORGET_MESSAGES, {"before": first_id_at(now - MESSAGES_KEPT), "most": ROWS_MAX}
+                )
 
     async def _expire_holds(self, doctor_id: str) -> None:
         command_id = new_id()
@@ -181,4 +186,13 @@ _FORGET = (
         "DELETE FROM verification_code WHERE id IN"
         " (SELECT id FROM verification_code WHERE expires_at < :before LIMIT :most FOR UPDATE SKIP LOCKED)"
     ),
+    # What was to be told of an account has been by then. That it was caused stays.
+    text(
+        "UPDATE outbox SET sealed = NULL WHERE id IN"
+        " (SELECT id FROM outbox WHERE sealed IS NOT NULL AND due_at < :before LIMIT :most FOR UPDATE SKIP LOCKED)"
+    ),
+)
+_FORGET_MESSAGES = text(
+    "DELETE FROM notification WHERE id IN (SELECT id FROM notification"
+    " WHERE id < CAST(:before AS uuid) AND ended_at IS NOT NULL ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED)"
 )

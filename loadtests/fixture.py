@@ -106,7 +106,9 @@ async def add_accounts(settings: Settings, count: int) -> list[Account]:
                         login=f"patient{number}",
                         password_hash=NO_PASSWORD,
                         name=f"Patient {number}",
+                        email=f"patient{number}@mail.example",
                         birth_date=date(1990, 4, 12),
+                        verified=True,
                     )
                     assert user.patient_id is not None
                     token = await tokens.sign(user_id=user.id, session_id=new_id(), session_generation=0)

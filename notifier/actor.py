@@ -24,10 +24,13 @@ from actors.client import freeze_heap
 from notifier.email import EmailSender, MailServer
 from notifier.notifier import Notifier, NotifierLimits
 from notifier.preferences import Channel
+from notifier.push import PushKeys, PushSender
 from notifier.senders import Sender
+from notifier.sms import SmsProvider, SmsSender
 from notifier.unsubscribe import link_maker
 from persistence.announcements import hear
 from persistence.database import open_database
+from persistence.repositories.push_subscriptions import PushSubscriptions
 from persistence.sealed import Vault, decode_key
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 
@@ -52,6 +55,9 @@ class NotifierConfig:
     """Its base64, unless ``master_key_file`` holds that on every node."""
     master_key_file: str | None
     mail: MailServer | None
+    sms: SmsProvider | None
+    push_subject: str | None
+    """How a push service reaches whoever runs this; without it nothing is pushed."""
     public_url: str | None
     """Where people reach the API: links lead there."""
     limits: NotifierLimits
@@ -59,7 +65,8 @@ class NotifierConfig:
     @property
     def channels(self) -> frozenset[Channel]:
         """Those that somebody sends on."""
-        return frozenset({Channel.EMAIL} if self.mail is not None else ())
+        providers = {Channel.EMAIL: self.mail, Channel.SMS: self.sms, Channel.PUSH: self.push_subject}
+        return frozenset(channel for channel, provider in providers.items() if provider is not None)
 
 
 def open_notifier(config: NotifierConfig, channel: Channel, vault: Vault, database: AsyncEngine) -> Notifier:
@@ -68,7 +75,7 @@ def open_notifier(config: NotifierConfig, channel: Channel, vault: Vault, databa
         channel=channel,
         channels=config.channels,
         begin=partial(UnitOfWork, database, vault),
-        sender=_sender(config, channel),
+        sender=_sender(config, channel, vault, database),
         signals=partial(_signals, config),
         clock=lambda: datetime.now(UTC),
         unsubscribe_url=link_maker(vault, config.public_url) if config.public_url is not None else None,
@@ -76,9 +83,23 @@ def open_notifier(config: NotifierConfig, channel: Channel, vault: Vault, databa
     )
 
 
-def _sender(config: NotifierConfig, channel: Channel) -> Sender:
-    assert config.mail is not None, f"there is nobody who sends by {channel}"
-    return EmailSender(config.mail)
+def _sender(config: NotifierConfig, channel: Channel, vault: Vault, database: AsyncEngine) -> Sender:
+    match channel:
+        case Channel.EMAIL if config.mail is not None:
+            return EmailSender(config.mail)
+        case Channel.SMS if config.sms is not None:
+            return SmsSender(config.sms)
+        case Channel.PUSH if config.push_subject is not None:
+            return PushSender(PushKeys(vault, subject=config.push_subject), forget=partial(_forget, database, vault))
+    raise ValueError(f"there is nobody who sends by {channel}")
+
+
+async def _forget(database: AsyncEngine, vault: Vault, subscription_id: str) -> None:
+    try:
+        async with UnitOfWork(database, vault) as work:
+            await PushSubscriptions(work.connection, vault).remove(subscription_id)
+    except DatabaseUnavailable:
+        pass  # It is found to be gone the next time, too.
 
 
 def _signals(config: NotifierConfig) -> AsyncIterator[object]:

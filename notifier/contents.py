@@ -8,12 +8,15 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+from notifier.languages import language_of
 from notifier.plan import TOPICS
 from notifier.preferences import Channel, Preferences
 from persistence.repositories.appointments import AppointmentRow, Appointments
 from persistence.repositories.directory import Directory, Location
 from persistence.repositories.notifications import Notification, Notifications
 from persistence.repositories.patients import Patient
+from persistence.repositories.push_subscriptions import PushSubscription, PushSubscriptions
+from persistence.repositories.templates import Template, Templates
 from persistence.repositories.users import User
 from persistence.sealed import place
 from persistence.unit_of_work import UnitOfWork
@@ -44,6 +47,10 @@ class Content:
     visit: VisitContent | None
     details: Mapping[str, Any] = field(repr=False)
     """Of a message about an account: a code and when it expires, or what else there is to tell."""
+    subscriptions: tuple[PushSubscription, ...] = ()
+    """Of the user's browsers, if it is to be pushed."""
+    template: Template | None = None
+    """What an administrator has written for it."""
     confirmed: bool
     """Whether the address is known to be the user's. If not, whoever reads there learns no name."""
 
@@ -71,6 +78,9 @@ async def read_contents(
     chosen = await notifications.chosen(user_ids)
     sent = await notifications.sent_since(user_ids, now - A_DAY) if a_day_max else {}
     sealed = await notifications.sealed({each.outbox_id for each in leased if each.appointment_id is None})
+    pushed = {each.user_id for each in leased if each.channel == Channel.PUSH}
+    subscriptions = await PushSubscriptions(work.connection, work.vault).of(pushed) if pushed else {}
+    templates = await Templates(work.connection).current()
     found: list[Content | NotSent] = []
     for each in leased:
         user, visit = users.get(each.user_id), visits.get(each.appointment_id or "")
@@ -104,6 +114,8 @@ async def read_contents(
                 user=user,
                 visit=visit,
                 details=details,
+                subscriptions=tuple(subscriptions.get(user.id, ())),
+                template=templates.get((each.kind, language_of(user.locale))),
                 confirmed=_is_confirmed(each, user),
             )
         )
@@ -134,7 +146,7 @@ def _has_address(notification: Notification, user: User) -> bool:
     """Whether there is somewhere to send it: an SMS about a visit goes to a number that is known to be the user's."""
     match notification.channel:
         case Channel.EMAIL:
-            return bool(user.email)
+            return bool(user.email) and (user.email_verified or notification.kind != "password_reset")
         case Channel.SMS:
             return bool(user.phone) and (user.phone_verified or notification.appointment_id is None)
         case _:

@@ -18,7 +18,7 @@ from notifier.contents import Content, NotSent, read_contents
 from notifier.plan import ACCOUNT, NEWS_FOR, REMINDER, PlannedVisit, Recipient, plan_reminders, plan_visit
 from notifier.preferences import Channel, Preferences
 from notifier.rendering import TemplateRefused, render
-from notifier.senders import Failed, Message, Refused, Sender
+from notifier.senders import Failed, Message, NoAddress, Refused, Sender
 from persistence.repositories.notifications import (
     Cause,
     Ended,
@@ -34,6 +34,8 @@ from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 
 CAUSES_TOGETHER: Final = 200
 LEASE_TOGETHER: Final = 100
+GATHER_S: Final = 0.03
+"""After a signal: what comes with it is planned together."""
 RETRY_S: Final = 0.5
 """After the database or Redis has failed."""
 BUG: Final = "bug"
@@ -61,6 +63,8 @@ class NotifierLimits:
     pause_max_s: float = 900.0
     away_pause_max_s: float = 3.0
     """While nobody answers, one message is tried so often at least."""
+    away_row_pause_max_s: float = 20.0
+    """And each of those that were tried meanwhile waits no longer than that."""
     a_day_max: int = 30
     """Messages about visits to one user on one day; 0: any number."""
 
@@ -162,13 +166,14 @@ class Notifier:
                 self._wake_sender.set()
             if planned < CAUSES_TOGETHER:
                 await self._wait(self._wake_planner, self._limits.poll_s)
+                await asyncio.sleep(GATHER_S)
 
     async def _plan_some(self) -> int:
         """Plan the oldest causes, in one transaction; returns how many."""
         now = self._clock()
         async with self._begin() as work:
             notifications = Notifications(work.connection)
-            causes = await notifications.take_causes(now=now, limit=CAUSES_TOGETHER)
+            causes = await notifications.take_causes(limit=CAUSES_TOGETHER, now=now)
             if not causes:
                 return 0
             visits = await notifications.visits({each.appointment_id for each in causes if each.appointment_id})
@@ -280,20 +285,27 @@ class Notifier:
         match failure:
             case Refused():
                 self._ended(notification, "dead", str(failure))
+            case NoAddress():
+                self._ended(notification, "unreachable", str(failure))
             case TemplateRefused():
                 log.error("notification_not_rendered", kind=notification.kind, reason=str(failure))
                 self._again(notification, "template", None)
             case Failed():
-                self._again(notification, str(failure), failure.retry_after_s)
+                self._again(notification, str(failure), failure.retry_after_s, away=failure.away)
             case _:
                 log.error("notification_failed", notification_id=notification.id, exc_info=failure)
                 self._again(notification, BUG, None)
 
-    def _again(self, notification: Notification, failure: str, retry_after_s: float | None) -> None:
-        if notification.attempts >= self._limits.attempts_max:
+    def _again(
+        self, notification: Notification, failure: str, retry_after_s: float | None, *, away: bool = False
+    ) -> None:
+        """Have it tried later, unless that was tried too often; while nobody answers it is as often as it takes."""
+        if notification.attempts >= self._limits.attempts_max and not away:
             self._ended(notification, "dead", failure)
             return
-        pause_s = min(self._limits.pause_s * 2 ** (notification.attempts - 1), self._limits.pause_max_s)
+        doubled = min(notification.attempts - 1, self._limits.attempts_max)
+        pause_max_s = self._limits.away_row_pause_max_s if away else self._limits.pause_max_s
+        pause_s = min(self._limits.pause_s * 2**doubled, pause_max_s)
         pause_s = max(pause_s * self._dice.uniform(0.5, 1.0), retry_after_s or 0.0)
         self._counts[notification.kind, "failed"] += 1
         self._mark(
@@ -317,7 +329,7 @@ class Notifier:
         except DatabaseUnavailable:
             return RETRY_S
         wait_s = self._limits.poll_s if next_at is None else (next_at - self._clock()).total_seconds()
-        return min(max(wait_s, 0.0), self._limits.poll_s)
+        return min(max(wait_s, GATHER_S), self._limits.poll_s)
 
     # Marking
 

@@ -22,31 +22,29 @@ from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+import structlog
 import yaml
 from babel.dates import format_date, format_datetime, format_time
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from notifier.contents import Content
+from notifier.languages import language_of
+from persistence.repositories.templates import Template
 
 TEXTS: Final = Path(__file__).with_name("texts")
-LANGUAGES: Final = ("en", "ru")
 SHOWN_TO_ANYBODY: Final = frozenset({"day", "time", "zone", "location", "code", "until"})
+TEST: Final = "template_test"
+"""The kind of a message by which an administrator tries a template out."""
 TEMPLATE_LENGTH_MAX: Final = 20_000
 RENDERED_LENGTH_MAX: Final = 100_000
 
 
+log = structlog.get_logger()
+
+
 class TemplateRefused(Exception):
     """A template that does not render."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Template:
-    """What is said of one kind in one language."""
-
-    subject: str
-    text: str
-    short: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,26 +58,46 @@ class Words:
     short: str = field(repr=False)
 
 
-def language_of(locale: str) -> str:
-    """The language that somebody of this locale is written to in."""
-    language = locale.replace("_", "-").partition("-")[0].lower()
-    return language if language in LANGUAGES else LANGUAGES[0]
-
-
-def render(content: Content, *, template: Template | None = None, unsubscribe_url: str | None = None) -> Words:
-    """The message in its user's language, by its built-in template unless one is given.
+def render(content: Content, *, unsubscribe_url: str | None = None) -> Words:
+    """The message in its user's language, by what an administrator has written for it, else by what is built in.
 
     Raises:
-        TemplateRefused
+        TemplateRefused: what is built in does not render.
     """
     language = language_of(content.user.locale)
-    template = template or built_in(content.notification.kind, language)
+    kind = content.notification.kind
+    if kind == TEST:
+        return _render_test(content, language)
     variables = variables_of(content, language)
+    if content.template is not None:
+        try:
+            return _rendered_for(content, content.template, variables, language, unsubscribe_url)
+        except TemplateRefused as refusal:  # It did when it was saved. Nobody's message is lost by it.
+            log.error("template_refused", kind=kind, language=language, reason=str(refusal))
+    return _rendered_for(content, built_in(kind, language), variables, language, unsubscribe_url)
+
+
+def _rendered_for(
+    content: Content, template: Template, variables: Mapping[str, str], language: str, unsubscribe_url: str | None
+) -> Words:
     if not content.confirmed:
         variables = {name: value for name, value in variables.items() if name in SHOWN_TO_ANYBODY}
         confirm = _texts(language)["words"]["confirm"]
         template = Template(subject=template.subject, text=f"{template.short}\n\n{confirm}", short=template.short)
     return put_in_words(template, variables, language=language, unsubscribe_url=unsubscribe_url)
+
+
+def _render_test(content: Content, language: str) -> Words:
+    """A template that an administrator tries out, with made-up data."""
+    details = content.details
+    template = Template(subject=details["subject"], text=details["text"], short=details["short"])
+    return put_in_words(template, sample(details["language"]), language=details["language"], unsubscribe_url=None)
+
+
+def sample(language: str) -> dict[str, str]:
+    """Made-up data for every variable that there is."""
+    made_up: dict[str, str] = _texts(language)["sample"]
+    return made_up
 
 
 def put_in_words(

@@ -22,6 +22,10 @@ class Refused(Exception):
     """It was refused for good: asking again would change nothing. The text is a code, without an address."""
 
 
+class NoAddress(Exception):
+    """There is nowhere to send it to."""
+
+
 class Failed(Exception):
     """It failed in passing, or nobody knows whether it did. The text is a code, without an address.
 
@@ -41,7 +45,7 @@ class Sender(Protocol):
         """Returns when the provider has it.
 
         Raises:
-            Refused, Failed
+            Refused, Failed, NoAddress
         """
         ...
 

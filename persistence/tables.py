@@ -234,6 +234,7 @@ outbox = Table(
     _instant("planned_at", nullable=True),
     UniqueConstraint("appointment_id", "version", "kind"),
     Index(None, "due_at", postgresql_where=text("planned_at IS NULL")),
+    Index("ix_outbox_sealed", "due_at", postgresql_where=text("sealed IS NOT NULL")),
     comment="What people have to be told, written with what causes it. Ids only: it is put in words when it is sent.",
 )
 
@@ -270,6 +271,43 @@ notification_preference = Table(
     Column("chosen", JSONB, nullable=False),
     _instant("updated_at"),
     comment="What users want to hear of; whoever has no row has not chosen.",
+)
+
+notification_template = Table(
+    "notification_template",
+    metadata,
+    _id(),
+    Column("kind", Text, nullable=False),
+    Column("language", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("short", Text, nullable=False),
+    _reference("created_by"),
+    _instant("created_at"),
+    UniqueConstraint("kind", "language", "version"),
+    comment="Texts that administrators have written; the last version is said, the others are kept.",
+)
+
+push_subscription = Table(
+    "push_subscription",
+    metadata,
+    _id(),
+    _reference("user_id", "app_user.id"),
+    Column("endpoint_index", LargeBinary, nullable=False, unique=True),
+    Column("sealed", LargeBinary, nullable=False, comment="JSON {endpoint, p256dh, auth}, under the user's data key"),
+    _instant("created_at"),
+    Index(None, "user_id"),
+    comment="Browsers that can be pushed to.",
+)
+
+known_device = Table(
+    "known_device",
+    metadata,
+    Column("user_id", Uuid(as_uuid=False), ForeignKey("app_user.id"), primary_key=True),
+    Column("device_index", LargeBinary, primary_key=True, comment="HMAC of what it says of itself"),
+    _instant("seen_at"),
+    comment="From what a user has signed in: another one is told to them.",
 )
 
 audit = Table(

@@ -9,10 +9,18 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
+from ipaddress import ip_address
+from pathlib import Path
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from cluster.data_directory import LOOPBACK
 
@@ -31,6 +39,8 @@ class MailServer:
     """Addresses that nobody has (550)."""
     mails: list[EmailMessage] = field(default_factory=list)
     tls: ssl.SSLContext | None = None
+    starttls: bool = False
+    """Whether a connection begins in the clear."""
     port: int = 0
     dice: random.Random = field(default_factory=lambda: random.Random(1))
     _server: asyncio.Server | None = None
@@ -38,7 +48,8 @@ class MailServer:
     async def start(self) -> None:
         """Answer, on the port that it had before."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._protocol, LOOPBACK, self.port)
+        at_once = None if self.starttls else self.tls
+        self._server = await loop.create_server(self._protocol, LOOPBACK, self.port, ssl=at_once)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -51,8 +62,8 @@ class MailServer:
         return SMTP(
             self,
             hostname="mail.example",
-            tls_context=self.tls,
-            require_starttls=self.tls is not None,
+            tls_context=self.tls if self.starttls else None,
+            require_starttls=self.starttls,
             enable_SMTPUTF8=True,
             loop=asyncio.get_running_loop(),
         )
@@ -95,11 +106,34 @@ class MailServer:
 
 
 @asynccontextmanager
-async def mail_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[MailServer]:
+async def mail_server(tls: ssl.SSLContext | None = None, *, starttls: bool = False) -> AsyncIterator[MailServer]:
     """A mail server for as long as the block lasts."""
-    server = MailServer(tls=tls)
+    server = MailServer(tls=tls, starttls=starttls)
     await server.start()
     try:
         yield server
     finally:
         await server.stop()
+
+
+def make_certificate(directory: Path) -> Path:
+    """A file with a new certificate for this machine and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mail.example")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(LOOPBACK))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = directory / "certificate.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(certificate.public_bytes(Encoding.PEM) + private)
+    return file

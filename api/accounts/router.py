@@ -86,6 +86,7 @@ async def issue_token(request: Request, services: TheServices, gate: TheGate) ->
                     username=_given(form, "username"),
                     password=_given(form, "password"),
                     address=address_of(request),
+                    device=request.headers.get("user-agent", ""),
                 )
             case "refresh_token":
                 tokens = await sessions.refresh(services, gate, _given(form, "refresh_token"))

@@ -22,7 +22,9 @@ from cluster.bootstrap import Services
 from persistence.identifiers import new_id
 from persistence.normal_forms import normal_phone
 from persistence.repositories.codes import Purpose
+from persistence.repositories.notifications import Notifications
 from persistence.repositories.patients import SELF, OwnPatient, Patient, SearchWords, name_words
+from persistence.repositories.push_subscriptions import PushSubscriptions
 from persistence.repositories.users import User
 from persistence.sealed import patient_owner, user_owner
 from persistence.unit_of_work import UnitOfWork
@@ -193,6 +195,9 @@ async def erase(services: Services, gate: Gate, principal: Principal) -> None:
         await work.patients.erase(patient_ids)
         await work.codes.remove_all(user.id)
         await work.refresh_tokens.revoke_all(user.id, now=now)
+        await work.users.forget_devices(user.id)
+        await Notifications(work.connection).forget_preferences(user.id)
+        await PushSubscriptions(work.connection, work.vault).remove_all(user.id)
         await work.users.erase(user.id, now=now)
         await work.audit.record(user_id=user.id, role=user.role, action="erase", subject="user", subject_ids=[user.id])
     gate.principals.forget(user.id)

@@ -18,10 +18,13 @@ from cluster.bootstrap import Services
 from cluster.settings import Settings
 from persistence.identifiers import new_id
 from persistence.normal_forms import normal_login
+from persistence.repositories.notifications import Notifications
 from persistence.repositories.tokens import Session
 from persistence.repositories.users import User
 from persistence.unit_of_work import UnitOfWork
 
+DEVICES_MAX: Final = 50
+DEVICE_LENGTH_MAX: Final = 1000
 WRONG: Final = "The login or the password is wrong."
 
 
@@ -34,8 +37,10 @@ class Tokens:
     refresh_token: str
 
 
-async def sign_in(services: Services, gate: Gate, *, username: str, password: str, address: str) -> Tokens:
+async def sign_in(services: Services, gate: Gate, *, username: str, password: str, address: str, device: str) -> Tokens:
     """Tokens for who knows the password. Takes as long for a login that nobody has.
+
+    ``device`` is what the client says of itself: a user is told of one that is new.
 
     Raises:
         Problem: ``unauthenticated``, ``rate_limited``.
@@ -56,7 +61,12 @@ async def sign_in(services: Services, gate: Gate, *, username: str, password: st
             raise Problem("unauthenticated", "This account is disabled.")
         if new_hash is not None:
             await work.users.set_password(user.id, new_hash)
-        await work.refresh_tokens.tidy(user.id, now=datetime.now(UTC), sessions_max=services.settings.sessions_max)
+        now = datetime.now(UTC)
+        await work.refresh_tokens.tidy(user.id, now=now, sessions_max=services.settings.sessions_max)
+        if await work.users.note_device(user.id, device[:DEVICE_LENGTH_MAX], now=now, most=DEVICES_MAX):
+            await Notifications(work.connection).cause(
+                "new_device", user.id, {"at": now.isoformat()}, key=work.users.data_key(now_known), now=now
+            )
         refresh_token = await _add_refresh_token(work, services.settings, session)
     return await _tokens(gate, now_known, session, refresh_token)
 

@@ -15,8 +15,9 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from persistence.identifiers import new_id
-from persistence.sealed import DataKey, Vault, place
-from persistence.tables import outbox, verification_code
+from persistence.repositories.notifications import Notifications
+from persistence.sealed import DataKey, Vault
+from persistence.tables import verification_code
 
 
 class Purpose(StrEnum):
@@ -94,17 +95,8 @@ class Codes:
                 expires_at=now + ttl,
             )
         )
-        message_id = new_id()
-        await self._connection.execute(
-            insert(outbox).values(
-                id=message_id,
-                kind=MESSAGES[purpose],
-                user_id=user_id,
-                sealed=key.seal_json(
-                    {"code": code, "expires_at": (now + ttl).isoformat()}, place("outbox", message_id, "sealed")
-                ),
-                due_at=now,
-            )
+        await Notifications(self._connection).cause(
+            MESSAGES[purpose], user_id, {"code": code, "expires_at": (now + ttl).isoformat()}, key=key, now=now
         )
 
     async def redeem(self, purpose: Purpose, code: str, *, now: datetime) -> str | None:

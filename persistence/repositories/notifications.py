@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from persistence.identifiers import new_id
+from persistence.sealed import DataKey, place
 from persistence.tables import (
     app_user,
     appointment,
@@ -134,13 +135,31 @@ class Notifications:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
+    # Causing
+
+    async def cause(self, kind: str, user_id: str, details: Mapping[str, Any], *, key: DataKey, now: datetime) -> None:
+        """Have a user be told something about the account; ``details`` are sealed."""
+        cause_id = new_id()
+        await self._connection.execute(
+            insert(outbox).values(
+                id=cause_id,
+                kind=kind,
+                user_id=user_id,
+                sealed=key.seal_json(details, place("outbox", cause_id, "sealed")),
+                due_at=now,
+            )
+        )
+
     # Planning
 
-    async def take_causes(self, *, now: datetime, limit: int) -> list[Cause]:
-        """What nobody has planned yet, the oldest first; others leave it alone until this transaction ends."""
+    async def take_causes(self, *, limit: int, now: datetime) -> list[Cause]:
+        """What nobody has planned yet, the oldest first; others leave it alone until this transaction ends.
+
+        It has happened by ``now``, whatever the clock said of whoever wrote it.
+        """
         rows = await self._connection.execute(
             select(outbox)
-            .where(outbox.c.planned_at.is_(None), outbox.c.due_at <= now)
+            .where(outbox.c.planned_at.is_(None))
             .order_by(outbox.c.due_at)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -152,7 +171,7 @@ class Notifications:
                 appointment_id=row.appointment_id,
                 version=row.version,
                 user_id=row.user_id,
-                caused_at=row.due_at,
+                caused_at=min(row.due_at, now),
             )
             for row in rows
         ]
@@ -243,7 +262,7 @@ class Notifications:
 
     async def lease(self, channel: str, *, now: datetime, until: datetime, limit: int) -> list[Notification]:
         """Messages that are due, the longest waiting first; nobody else gets them before ``until``."""
-        rows = await self._connection.execute(_LEASE, {"channel": channel, "now": now, "until": until, "limit": limit})
+        rows = await self._connection.execute(LEASE, {"channel": channel, "now": now, "until": until, "limit": limit})
         return sorted(map(_notification, rows), key=lambda each: (each.due_at, each.id))
 
     async def next_at(self, channel: str) -> datetime | None:
@@ -390,7 +409,7 @@ _VOID_BEFORE = text(
     " FROM unnest(CAST(:ids AS uuid[]), CAST(:versions AS integer[])) AS reached(id, version)"
     " WHERE n.appointment_id = reached.id AND n.version < reached.version AND n.ended_at IS NULL"
 )
-_LEASE = text(
+LEASE: Final = text(
     """
     UPDATE notification AS n SET next_at = :until, attempts = n.attempts + 1
     FROM (

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Select, func, select, tuple_, update
+from sqlalchemy import Select, delete, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from actors.messages import Role
 from persistence.sealed import DataKey, Erased, Vault, place, user_owner
-from persistence.tables import app_user
+from persistence.tables import app_user, known_device
 
 
 class LoginTaken(Exception):
@@ -221,6 +221,29 @@ class Users:
         await self._connection.execute(
             update(app_user).where(app_user.c.id == user_id).values(role=role.value, doctor_id=doctor_id)
         )
+
+    async def note_device(self, user_id: str, description: str, *, now: datetime, most: int) -> bool:
+        """Remember from what a user has signed in; whether it is another one than those from which they have before.
+
+        Nobody is told of their first one. Of more than ``most`` those not seen for longest are forgotten.
+        """
+        index = self._vault.index("device", f"{user_id}:{description}")
+        mine = known_device.c.user_id == user_id
+        known = await self._connection.scalar(
+            update(known_device).where(mine, known_device.c.device_index == index).values(seen_at=now).returning(mine)
+        )
+        if known is not None:
+            return False
+        others = await self._connection.scalar(select(func.count()).where(mine)) or 0
+        await self._connection.execute(insert(known_device).values(user_id=user_id, device_index=index, seen_at=now))
+        if others >= most:
+            oldest = select(known_device.c.device_index).where(mine).order_by(known_device.c.seen_at).limit(1)
+            await self._connection.execute(delete(known_device).where(mine, known_device.c.device_index.in_(oldest)))
+        return others > 0
+
+    async def forget_devices(self, user_id: str) -> None:
+        """Those of a user who is erased."""
+        await self._connection.execute(delete(known_device).where(known_device.c.user_id == user_id))
 
     async def end_sessions(self, user_id: str, *, but: str | None = None) -> None:
         """Make every access token that the user has useless, those of the session ``but`` excepted."""

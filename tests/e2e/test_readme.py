@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -92,6 +93,28 @@ def _walk_through() -> list[tuple[str, str]]:
     assert len(blocks) >= 5
     assert sum(printed != "" for _, printed in blocks) >= 4
     return blocks
+
+
+def test_what_the_demo_sends_is_in_its_mailbox(demo: Up) -> None:
+    with httpx.Client(base_url=demo.url, trust_env=False, timeout=30) as http:
+        form = {"grant_type": "password", "username": "anna.kiseleva", "password": ACCOUNT_PASSWORD}
+        token = http.post("/v1/auth/token", data=form).json()["access_token"]
+        slots = http.get("/v1/slots", params={"from": _days_on(5), "to": _days_on(12)}).json()["items"]
+        headers = {"Authorization": f"Bearer {token}"}
+        booked = http.post("/v1/appointments", json={"slot_id": slots[0]["id"]}, headers=headers)
+        assert booked.status_code == 201, booked.text
+        give_up_at = time.monotonic() + 30
+        while not (found := re.search(r'href="(/dev/mailbox/[^"]+)">Your visit on', http.get("/dev/mailbox").text)):
+            assert time.monotonic() < give_up_at, "nothing came"
+            time.sleep(0.1)
+        page = http.get(found[1]).text
+        assert "anna.kiseleva@example.com" in page
+        assert "METHOD:REQUEST" not in page, "the address has not been verified"
+        assert http.get("/dev/mailbox/nothing").status_code == 404
+        assert http.get("/dev/mailbox", headers={"Host": "evil.example"}).status_code == 404
+        assert 'kind="booked",outcome="sent"' in http.get("/metrics").text
+        http.post(f"/v1/appointments/{booked.json()['id']}/cancel", headers=headers)
+    assert re.search(r"^notifier:email:0: \d+ due, .* sent, 0 dead", demo.zapis("status").stdout, re.MULTILINE)
 
 
 # The dump

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +19,18 @@ from actors import tasks
 from cluster.settings import Settings
 from notifier.email import EmailSender, MailServer
 from notifier.notifier import Notifier, NotifierLimits
-from notifier.preferences import Channel
-from notifier.senders import Message
+from notifier.preferences import Channel, Preferences, Topic
+from notifier.push import PushKeys, PushSender
+from notifier.senders import Message, Sender
+from notifier.sms import SmsProvider, SmsSender
 from notifier.unsubscribe import link_maker
-from tests.integration.application import Application, running
+from persistence.repositories.codes import Purpose
+from persistence.repositories.push_subscriptions import PushSubscriptions
+from tests.integration.application import PASSWORD, Application, running
 from tests.integration.clinic import Clinic, open_clinic
 from tests.mail import MailServer as RealMailServer
-from tests.mail import mail_server
+from tests.mail import mail_server, make_certificate
+from tests.providers import BROWSER, provider
 
 SENDER = "Clinic at the park <no-reply@clinic.example>"
 QUICK = NotifierLimits(poll_s=0.05, pause_s=0.05, away_pause_max_s=0.1, send_timeout_s=1.0, lease_s=2.5)
@@ -74,14 +81,16 @@ class Desk:
         changed: dict[str, Any] = answer.json()
         return changed
 
-    def notifier(self, limits: NotifierLimits = QUICK) -> Notifier:
-        """A notifier for e-mail, by this desk's clock."""
+    def notifier(
+        self, limits: NotifierLimits = QUICK, *, channel: Channel = Channel.EMAIL, sender: Sender | None = None
+    ) -> Notifier:
+        """A notifier by this desk's clock; for e-mail, unless another channel and its sender are given."""
         server = MailServer.from_url(f"smtp://127.0.0.1:{self.mail.port}", sender=SENDER)
         return Notifier(
-            channel=Channel.EMAIL,
-            channels=frozenset({Channel.EMAIL}),
+            channel=channel,
+            channels=frozenset({channel}),
             begin=self.api.services.unit_of_work,
-            sender=EmailSender(server),
+            sender=sender or EmailSender(server),
             signals=None,
             clock=self.clock,
             unsubscribe_url=link_maker(self.api.services.vault, "https://clinic.example"),
@@ -89,15 +98,26 @@ class Desk:
         )
 
     @asynccontextmanager
-    async def notifying(self, limits: NotifierLimits = QUICK) -> AsyncIterator[Notifier]:
+    async def notifying(
+        self, limits: NotifierLimits = QUICK, *, channel: Channel = Channel.EMAIL, sender: Sender | None = None
+    ) -> AsyncIterator[Notifier]:
         """A notifier at work."""
-        notifier = self.notifier(limits)
+        notifier = self.notifier(limits, channel=channel, sender=sender)
         notifier.start()
         try:
             yield notifier
             assert notifier.running
         finally:
             await notifier.stop()
+
+    async def switch_on(self, channel: Channel) -> None:
+        """Have everything said on a channel."""
+        chosen = Preferences(channels={topic: frozenset(Channel) for topic in Topic}).plain()
+        answer = await self.api.http.put(
+            "/v1/me/notification-preferences", json={"channels": chosen["channels"]}, headers=self.headers
+        )
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["channels"]["booked"][channel.value]
 
     async def rows(self) -> list[tuple[str, str, str | None]]:
         """Kind, offset and outcome of every message, in the order in which they were or are due."""
@@ -147,7 +167,8 @@ async def desk(settings: Settings) -> AsyncIterator[Desk]:
 
 def with_mail(settings: Settings, mail: RealMailServer) -> Settings:
     """An API whose mail goes there; what sends it is up to the test."""
-    return settings.model_copy(update={"rate_limit": 0, "smtp_url": f"smtp://127.0.0.1:{mail.port}"})
+    given = {"smtp_url": f"smtp://127.0.0.1:{mail.port}", "push_hosts": ("127.0.0.1",), "rate_limit": 0}
+    return settings.model_copy(update=given)
 
 
 async def test_a_booking_is_confirmed_once_with_an_invitation(desk: Desk) -> None:
@@ -320,6 +341,127 @@ async def test_an_address_that_may_be_somebody_elses_learns_no_name(desk: Desk) 
     assert "House" not in said
     assert "Clinic at the park" in said
     assert "text/calendar" not in said
+
+
+SECURE = pytest.mark.parametrize("scheme", ["smtps", "smtp+starttls"])
+
+
+@SECURE
+async def test_mail_goes_out_encrypted_to_a_server_that_somebody_vouches_for(
+    desk: Desk, scheme: str, tmp_path: Path
+) -> None:
+    certificate = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    await desk.book()
+    async with mail_server(context, starttls=scheme == "smtp+starttls") as secure:
+        url = f"{scheme}://127.0.0.1:{secure.port}"
+        distrusting = EmailSender(MailServer.from_url(url, sender=SENDER))
+        async with desk.notifying(sender=distrusting):
+            await asyncio.sleep(0.5)
+        assert secure.mails == []
+        trusting = EmailSender(MailServer.from_url(url, sender=SENDER, ca_file=str(certificate)))
+        async with desk.notifying(sender=trusting):
+            await desk.until(lambda: len(secure.mails) == 1)
+
+
+@pytest.mark.parametrize("kind", ["webhook", "twilio"])
+async def test_sms_go_to_verified_numbers_and_a_repeat_is_known(desk: Desk, kind: str) -> None:
+    await desk.switch_on(Channel.SMS)
+    async with provider() as (taking, port):
+        url = {
+            "webhook": f"http://:secret@127.0.0.1:{port}/sms",
+            "twilio": f"twilio+http://AC1:t@127.0.0.1:{port}?from=%2B1",
+        }
+        sender = SmsSender(SmsProvider.from_url(url[kind]))
+        await desk.book(0)
+        taking.failing, taking.withheld = 0.3, 1
+        async with desk.notifying(channel=Channel.SMS, sender=sender):
+            await desk.until_rows(("booked", "", "unreachable"), *reminders_of(1))
+            async with desk.api.services.unit_of_work() as work:
+                await work.connection.execute(text("UPDATE app_user SET phone_verified_at = now()"))
+            for number in range(1, 5):
+                await desk.book(number)
+            await desk.until_rows(("booked", "", "unreachable"), *[("booked", "", "sent")] * 4, *reminders_of(5))
+    assert len(taking.by_key) == 4
+    assert sum(taking.by_key.values()) == 4 + taking.answers_withheld == 5
+    said = taking.accepted[0][1]
+    assert said["to" if kind == "webhook" else "To"] == "+4930901820"
+    words = said["text" if kind == "webhook" else "Body"]
+    assert words.startswith("Your visit is booked: ")
+    assert "House" not in words
+    (authorization,) = taking.authorizations
+    assert authorization == ("Bearer secret" if kind == "webhook" else "Basic QUMxOnQ=")
+
+
+async def test_push_reaches_browsers_and_forgets_those_that_are_gone(desk: Desk) -> None:
+    keys = PushKeys(desk.api.services.vault, subject="mailto:no-reply@clinic.example")
+
+    async def forget(subscription_id: str) -> None:
+        async with desk.api.services.unit_of_work() as work:
+            await PushSubscriptions(work.connection, work.vault).remove(subscription_id)
+
+    async with provider() as (taking, port):
+        sender = PushSender(keys, forget=forget)
+        async with desk.notifying(channel=Channel.PUSH, sender=sender):
+            await desk.book(0)
+            await desk.until_rows(("booked", "", "unreachable"), *reminders_of(1))
+            answer = await desk.api.http.post(
+                "/v1/me/push-subscriptions",
+                json=BROWSER.subscription(f"http://127.0.0.1:{port}/push/one"),
+                headers=desk.headers,
+            )
+            assert answer.status_code == 201, answer.text
+            await desk.book(1)
+            await desk.until_rows(("booked", "", "unreachable"), ("booked", "", "sent"), *reminders_of(2))
+            ((_, pushed),) = taking.accepted
+            assert pushed["body"].startswith("Your visit is booked: ")
+            assert int(pushed["ttl"]) > 0
+            taking.status = 410
+            await desk.book(2)
+            await desk.until_rows(
+                ("booked", "", "unreachable"), ("booked", "", "sent"), ("booked", "", "unreachable"), *reminders_of(3)
+            )
+    left = await desk.api.http.get("/v1/me/push-subscriptions", headers=desk.headers)
+    assert left.json()["items"] == []
+
+
+async def test_what_an_administrator_has_written_is_what_is_said(desk: Desk) -> None:
+    template = {"subject": "Bis bald um {{ time }}", "text": "Guten Tag {{ name }}", "short": "{{ time }}"}
+    path = "/v1/admin/templates/booked/en"
+    answer = await desk.api.http.put(path, json=template, headers=desk.clinic.admin)
+    assert answer.status_code == 200, answer.text
+    await desk.book()
+    async with desk.notifying():
+        await desk.until(lambda: len(desk.mail.mails) == 1)
+        assert str(desk.mail.mails[0]["Subject"]) == "Bis bald um 09:00"
+        # It did render when it was saved. If it does not any more, people hear of their visits all the same.
+        async with desk.api.services.unit_of_work() as work:
+            await work.connection.execute(text("UPDATE notification_template SET subject = '{{ gone }}'"))
+        await desk.book(1)
+        await desk.until(lambda: len(desk.mail.mails) == 2)
+    assert str(desk.mail.mails[1]["Subject"]).startswith("Your visit on")
+
+
+async def test_messages_about_an_account_are_sent_whatever_was_chosen(desk: Desk) -> None:
+    async with desk.notifying():
+        answer = await desk.api.http.post("/v1/auth/password/forgot", json={"login": "anna.petrova"})
+        assert answer.status_code == 202, answer.text
+        await desk.until(lambda: len(desk.mail.mails) == 1)
+        body = desk.mail.mails[0].get_body(("plain",))
+        assert body is not None
+        (code,) = await desk.api.sent_codes(desk.patient["id"], Purpose.PASSWORD)
+        assert code in body.get_content()
+        # The first device is no news; another one is.
+        await desk.api.http.post("/v1/auth/token", data=LOGIN, headers={"User-Agent": "Another browser"})
+        await desk.until(lambda: len(desk.mail.mails) == 2)
+        assert str(desk.mail.mails[1]["Subject"]) == "A new sign-in to your account"
+        await desk.api.http.post("/v1/auth/token", data=LOGIN, headers={"User-Agent": "Another browser"})
+        await asyncio.sleep(0.3)
+    assert len(desk.mail.mails) == 2
+
+
+LOGIN = {"grant_type": "password", "username": "anna.petrova", "password": PASSWORD}
 
 
 async def kill(notifier: Notifier) -> None:

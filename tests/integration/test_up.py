@@ -181,7 +181,7 @@ def test_no_secret_is_on_a_command_line_or_in_a_log(running: Up) -> None:
         assert (running.data_dir / name).stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("name", ["valkey", "postgres", "api", "ray"])
+@pytest.mark.parametrize("name", ["valkey", "postgres", "mail", "api", "ray"])
 def test_what_dies_is_started_again(running: Up, name: str) -> None:
     # With Ray goes the API, which is its driver.
     expected = {server: running.restarts(server) + 1 for server in {name, "api" if name == "ray" else name}}

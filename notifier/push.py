@@ -1,0 +1,180 @@
+"""Web Push: what a browser shows though no page is open (RFC 8030), encrypted for it (RFC 8291), signed (RFC 8292).
+
+Whom we are is a key pair derived from the master key: browsers subscribe to the public half, and whoever has only the
+database can push to nobody. A subscription whose push service says that it is gone is forgotten.
+"""
+
+from __future__ import annotations
+
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+from urllib.parse import urlsplit
+
+import http_ece
+import httpx
+import orjson
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from notifier.http import check, open_client, post
+from notifier.senders import Failed, Message, NoAddress, Refused
+from persistence.repositories.push_subscriptions import PushSubscription
+from persistence.sealed import Vault
+
+CURVE: Final = ec.SECP256R1()
+CURVE_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+TOKEN_TTL_S: Final = 12 * 3600
+TTL_MAX_S: Final = 7 * 86_400
+GONE: Final = frozenset({404, 410})
+
+
+class PushKeys:
+    """Signs what is pushed (VAPID)."""
+
+    def __init__(self, vault: Vault, *, subject: str) -> None:
+        """``subject`` is how a push service reaches whoever runs this: ``mailto:…``."""
+        number = int.from_bytes(vault.derive("web push"), "big") % (CURVE_ORDER - 1) + 1
+        self._key = ec.derive_private_key(number, CURVE)
+        self._subject = subject
+        self._tokens: dict[str, tuple[float, str]] = {}
+        self.public_key = base64url(self._key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint))
+        """As browsers want it: an uncompressed point in base64url."""
+
+    def authorization(self, endpoint: str) -> str:
+        """The header for a push service."""
+        parts = urlsplit(endpoint)
+        audience = f"{parts.scheme}://{parts.netloc}"
+        known = self._tokens.get(audience)
+        now = time.time()
+        if known is None or known[0] < now:
+            # Used for half its life; there are few push services.
+            self._tokens[audience] = known = (now + TOKEN_TTL_S / 2, self._token(audience, int(now) + TOKEN_TTL_S))
+        return f"vapid t={known[1]}, k={self.public_key}"
+
+    def _token(self, audience: str, expires_at: int) -> str:
+        head = base64url(b'{"typ":"JWT","alg":"ES256"}')
+        claims = base64url(orjson.dumps({"aud": audience, "exp": expires_at, "sub": self._subject}))
+        signed = f"{head}.{claims}".encode()
+        r, s = decode_dss_signature(self._key.sign(signed, ec.ECDSA(hashes.SHA256())))
+        return f"{head}.{claims}.{base64url(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+
+class PushSender:
+    """``Sender`` to every browser in which a user has subscribed; sent once one of them has it."""
+
+    def __init__(self, keys: PushKeys, *, forget: Callable[[str], Awaitable[None]]) -> None:
+        """``forget`` removes a subscription of that id."""
+        self._keys = keys
+        self._forget = forget
+        self._client = open_client()
+
+    async def send(self, message: Message) -> None:
+        """See ``Sender``."""
+        subscriptions = message.content.subscriptions
+        failure: Failed | Refused | None = None
+        accepted = gone = 0
+        for subscription in subscriptions:
+            answer = await self._push(message, subscription)
+            if isinstance(answer, Failed):
+                failure = answer
+            elif answer.status_code in GONE:
+                await self._forget(subscription.id)
+                gone += 1
+            else:
+                try:
+                    check(answer)
+                    accepted += 1
+                except (Failed, Refused) as refusal:
+                    failure = refusal
+        if accepted:
+            return
+        if failure is not None:
+            raise failure
+        raise NoAddress("gone" if gone else "no subscription")
+
+    async def close(self) -> None:
+        """See ``Sender``."""
+        await self._client.aclose()
+
+    async def _push(self, message: Message, subscription: PushSubscription) -> httpx.Response | Failed:
+        notification = message.content.notification
+        payload = {"id": notification.id, "title": message.words.subject, "body": message.words.short}
+        left_s = int(notification.expires_at.timestamp() - time.time())
+        headers = {
+            "Authorization": self._keys.authorization(subscription.endpoint),
+            "Content-Encoding": "aes128gcm",
+            "Content-Type": "application/octet-stream",
+            "TTL": str(min(max(left_s, 0), TTL_MAX_S)),
+            "Urgency": "high",
+            "Topic": notification.id.replace("-", ""),  # 32 characters: a repeat takes the place of what waits there.
+        }
+        try:
+            return await post(
+                self._client, subscription.endpoint, content=encrypt(payload, subscription), headers=headers
+            )
+        except Failed as failure:
+            return failure
+
+
+def encrypt(payload: object, subscription: PushSubscription) -> bytes:
+    """The payload for that browser alone."""
+    body: bytes = http_ece.encrypt(
+        orjson.dumps(payload),
+        private_key=ec.generate_private_key(CURVE),
+        dh=unbase64url(subscription.p256dh),
+        auth_secret=unbase64url(subscription.auth),
+        version="aes128gcm",
+    )
+    return body
+
+
+def is_push_service(endpoint: str, hosts: Iterable[str]) -> bool:
+    """Whether that is an address of one of these hosts; one that begins with a dot stands for all below it.
+
+    Anybody may name an address to push to: only known ones are spoken to, by HTTPS, or on this machine where it is one.
+    """
+    try:
+        parts = urlsplit(endpoint)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return False
+    if parts.username is not None or parts.fragment:
+        return False
+    for known in hosts:
+        if known in ("127.0.0.1", "localhost"):
+            if host == known and parts.scheme == "http":
+                return True
+        elif (
+            parts.scheme == "https"
+            and port in (None, 443)
+            and (host == known or (known.startswith(".") and host.endswith(known)))
+        ):
+            return True
+    return False
+
+
+def is_browser_key(p256dh: str, auth: str) -> bool:
+    """Whether these are a point of the curve and a secret, as a browser makes them."""
+    try:
+        ec.EllipticCurvePublicKey.from_encoded_point(CURVE, unbase64url(p256dh))
+        return len(unbase64url(auth)) == 16
+    except ValueError:
+        return False
+
+
+def base64url(data: bytes) -> str:
+    """Without padding."""
+    return urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def unbase64url(text: str) -> bytes:
+    """What ``base64url`` made, or a browser, perhaps with padding.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return urlsafe_b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
