@@ -9,10 +9,10 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.headerregistry import Address
+from email.header import Header
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
-from email.utils import format_datetime, parseaddr
+from email.utils import format_datetime, formataddr, parseaddr
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -27,6 +27,7 @@ TIMEOUT_S: Final = 8.0
 KEPT_S: Final = 20.0
 """A connection that was not used for so long may have been ended by the server: another is made."""
 INVITING: Final = frozenset({"booked", "moved", "cancelled_by_patient", "cancelled_by_clinic"})
+_POLICY: Final = SMTP_POLICY.clone(cte_type="7bit")
 _PERMANENT: Final = range(500, 600)
 
 
@@ -77,10 +78,12 @@ class EmailSender:
 
     async def send(self, message: Message) -> None:
         """See ``Sender``."""
+        if not message.content.user.email.isascii():
+            raise Refused("address not ASCII")
         mail = compose(message, sender=self._server.sender)
         connection = await self._connected()
         try:
-            await connection.send_message(mail, sender=self._sender_address, recipients=[message.content.user.email])
+            await connection.sendmail(self._sender_address, [message.content.user.email], mail)
         except aiosmtplib.SMTPRecipientsRefused as refusal:
             self._keep(connection)
             raise _failure(refusal.recipients[0].code) from None
@@ -134,18 +137,14 @@ class EmailSender:
             self._kept.append(_Kept(connection, asyncio.get_running_loop().time()))
 
 
-def compose(message: Message, *, sender: str) -> EmailMessage:
+def compose(message: Message, *, sender: str) -> bytes:
     """The e-mail: text, HTML, and an invitation where a visit was made, moved or cancelled."""
     content, words = message.content, message.words
     name, address = parseaddr(sender)
     domain = address.rpartition("@")[2] or "zapis.invalid"
-    mail = EmailMessage(policy=SMTP_POLICY)
-    mail["From"] = Address(display_name=name, addr_spec=address)
-    mail["To"] = Address(display_name=content.user.name if content.confirmed else "", addr_spec=content.user.email)
-    mail["Subject"] = words.subject
+    mail = EmailMessage(policy=_POLICY)
     mail["Date"] = format_datetime(datetime.now(UTC))
     mail["Message-ID"] = f"<{content.notification.id}@{domain}>"
-    mail["Content-Language"] = words.language
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: nobody answers that they are on holiday.
     if message.unsubscribe_url is not None:
         mail["List-Unsubscribe"] = f"<{message.unsubscribe_url}>"
@@ -159,7 +158,26 @@ def compose(message: Message, *, sender: str) -> EmailMessage:
             attendee=content.user.email,
         )
         mail.add_alternative(file.decode(), subtype="calendar", params={"method": method})
-    return mail
+    mail["Content-Language"] = words.language
+    who = content.user.name if content.confirmed else ""
+    head = (
+        _header("From", _mailbox(name, address)),
+        _header("To", _mailbox(who, content.user.email)),
+        _header("Subject", Header(words.subject, "utf-8", header_name="Subject").encode(linesep="\r\n")),
+    )
+    return b"".join(head) + mail.as_bytes()
+
+
+def _header(name: str, value: str) -> bytes:
+    """A header as it goes out. EmailMessage would lose the spaces where it folds what is not ASCII."""
+    return f"{name}: {value}\r\n".encode("ascii")
+
+
+def _mailbox(name: str, address: str) -> str:
+    """As RFC 5322 (3.4) has it; what is not ASCII of the name is encoded, of the address it is not sent to."""
+    name = " ".join(name.split())
+    encoded = formataddr((name, "x@x"), "utf-8").removesuffix("<x@x>") if name else ""
+    return f"{encoded}<{address}>"
 
 
 def _failure(code: int) -> Exception:

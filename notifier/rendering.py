@@ -130,7 +130,8 @@ def put_in_words(
         words=words,
         unsubscribe_url=unsubscribe_url,
     )
-    lines = [text, "", *(f"{label}: {value}" for label, value in facts), "", words["automatic"]]
+    told = [*(f"{label}: {value}" for label, value in facts), ""] if facts else []
+    lines = [text, "", *told, words["automatic"]]
     if unsubscribe_url is not None:
         lines.append(f"{words['unsubscribe']}: {unsubscribe_url}")
     return Words(
@@ -161,7 +162,7 @@ def variables_of(content: Content, language: str) -> dict[str, str]:
     for moment in ("expires_at", "at"):
         if moment in content.details:
             instant = datetime.fromisoformat(content.details[moment]).astimezone(ZoneInfo(content.user.timezone))
-            variables["until"] = format_datetime(instant, "d MMMM, HH:mm (zzz)", locale=language)
+            variables["until"] = format_datetime(instant, "d MMMM, HH:mm (zzzz)", locale=language)
     return variables
 
 
