@@ -28,6 +28,7 @@ ACCOUNT: Final = {
     "phone_verification": Channel.SMS,
     "password_reset": Channel.EMAIL,
     "new_device": Channel.EMAIL,
+    "refused": Channel.EMAIL,
     "template_test": Channel.EMAIL,
 }
 """The messages about accounts, and how they are sent: nobody can switch them off."""

@@ -6,6 +6,7 @@ They say what they switch off and nothing else, and do not expire: whoever has t
 from __future__ import annotations
 
 import hmac
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as BadBase64
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from persistence.sealed import Vault
 
 PATH: Final = "/v1/notifications/unsubscribe"
 TOKEN_LENGTH_MAX: Final = 300
+_TOKEN: Final = re.compile(f"[A-Za-z0-9_-]{{1,{TOKEN_LENGTH_MAX}}}")
 _PURPOSE: Final = "unsubscribe links"
 
 
@@ -53,7 +55,7 @@ def read_link(vault: Vault, token: str) -> Unsubscribed:
         BadLink
     """
     try:
-        data = urlsafe_b64decode(token + "=" * (-len(token) % 4)) if len(token) <= TOKEN_LENGTH_MAX else b""
+        data = urlsafe_b64decode(token + "=" * (-len(token) % 4)) if _TOKEN.fullmatch(token) else b""
     except (BadBase64, ValueError):
         data = b""
     said, signature = data[:-32], data[-32:]

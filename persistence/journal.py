@@ -41,7 +41,7 @@ from actors.messages import AppointmentState, AppointmentStatus, Window, wire_na
 from actors.slots import Hold, Slot
 from persistence.database import CONNECT, libpq_url
 from persistence.identifiers import lock_key, new_id
-from persistence.outbox import intents
+from persistence.outbox import REFUSED, intents
 
 log = structlog.get_logger()
 
@@ -182,6 +182,12 @@ class PostgresJournal:
             }
             for row in append.events
             for kind, appointment_id, version in intents(row.event)
+        ]
+        # A refusal is written only where somebody was told that it is pending: now they have to hear of it.
+        notifications += [
+            {"id": new_id(), "kind": REFUSED, "user_id": row.user_id, "due_at": row.at}
+            for row in append.commands
+            if "rejected" in row.answer
         ]
         events = [
             {

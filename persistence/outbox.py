@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from actors.messages import (
     AppointmentBooked,
@@ -16,6 +17,9 @@ from actors.messages import (
     SlotBlocked,
     SlotCancelled,
 )
+
+REFUSED: Final = "refused"
+"""The kind for whoever was told that a command is pending, which was refused then."""
 
 
 def intents(event: Event) -> Iterator[tuple[str, str, int]]:

@@ -194,7 +194,7 @@ def _rendered(kind: str, language: str, template: Template) -> Words:
 def _variables(kind: str, language: str) -> dict[str, str]:
     """Those that a message of this kind has."""
     of_visit = {"patient", "doctor", "location", "address", "day", "time", "zone"}
-    of_account = {"until"} if kind == "new_device" else {"code", "until"}
+    of_account = {"new_device": {"until"}, "refused": set[str]()}.get(kind, {"code", "until"})
     names = {"name"} | (of_visit if kind in TOPICS else of_account)
     return {name: value for name, value in sample(language).items() if name in names}
 

@@ -172,10 +172,10 @@ BEGIN
         END IF;
     END IF;
     IF notifications IS NOT NULL THEN
-        INSERT INTO outbox (id, kind, doctor_id, sequence, appointment_id, version, due_at)
-        SELECT o.id, o.kind, o.doctor_id, o.sequence, o.appointment_id, o.version, o.due_at
+        INSERT INTO outbox (id, kind, doctor_id, sequence, appointment_id, version, user_id, due_at)
+        SELECT o.id, o.kind, o.doctor_id, o.sequence, o.appointment_id, o.version, o.user_id, o.due_at
         FROM json_to_recordset(notifications) AS o(
-            id uuid, kind text, doctor_id uuid, sequence bigint, appointment_id uuid, version integer,
+            id uuid, kind text, doctor_id uuid, sequence bigint, appointment_id uuid, version integer, user_id uuid,
             due_at timestamptz);
     END IF;
     IF audits IS NOT NULL THEN

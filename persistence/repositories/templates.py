@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import func, insert, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from persistence.identifiers import new_id
@@ -48,7 +49,7 @@ class Templates:
         table = notification_template
         rows = await self._connection.execute(
             select(table)
-            .distinct(table.c.kind, table.c.language)
+            .ext(distinct_on(table.c.kind, table.c.language))
             .order_by(table.c.kind, table.c.language, table.c.version.desc())
         )
         return [

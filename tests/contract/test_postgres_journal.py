@@ -37,7 +37,7 @@ from tests.clinic import (
     visit_id,
 )
 from tests.contract.conftest import PostgresWorld
-from tests.contract.owner import Owner, seal
+from tests.contract.owner import Owner, command_row, seal
 from tests.given import DAY, MINUTE, NOW, OPENS, SLOT, uid
 
 
@@ -472,3 +472,18 @@ async def test_since_when_a_move_waits_goes_by_the_clock_of_the_database(postgre
     owner.do(move_out(HOUSE, WILSON, 1, visit_id(HOUSE, 0)), hour_ahead)
     await owner.commit()
     assert postgres_world.rows(recent) == [{"state": "moved", "recent": True}]
+
+
+async def test_whoever_was_told_that_it_is_pending_hears_that_it_was_refused(postgres_world: PostgresWorld) -> None:
+    owner = await opened(postgres_world, HOUSE)
+    command = book(HOUSE, 0)
+    owner.do(command)
+    await owner.commit()
+    late = book(HOUSE, 0, patient="boris")
+    answer = {"rejected": {"code": "slot_taken", "detail": ""}}
+    owner.batch.commands.append(replace(command_row(late, Done(answer={})), answer=answer))
+    owner.do(book(HOUSE, 1))
+    await owner.commit()
+    caused = "SELECT user_id::text, appointment_id IS NULL AS of_nothing FROM outbox WHERE kind = 'refused'"
+    assert postgres_world.rows(caused) == [{"user_id": late.requester.user_id, "of_nothing": True}]
+    assert (await verify(postgres_world.database_url)).clean

@@ -111,7 +111,7 @@ async def planned(practice: Practice, who: Person, outcome: str | None, **more: 
                 "INSERT INTO notification (id, outbox_id, kind, ahead, channel, user_id, appointment_id, version,"
                 " due_at, expires_at, next_at, attempts, ended_at, outcome, failure) VALUES (:id, :id, :kind, 'P1D',"
                 " :channel, :user_id, :id, 1, now(), now() + interval '1 day', now() + interval '1 hour', 3,"
-                " CASE WHEN :outcome IS NULL THEN NULL ELSE now() END, :outcome, :failure)"
+                " CASE WHEN CAST(:outcome AS text) IS NULL THEN NULL ELSE now() END, :outcome, :failure)"
             ),
             row,
         )
@@ -153,7 +153,7 @@ async def test_administrators_see_what_nobody_got_and_have_it_sent_again(practic
 async def test_templates_are_written_tried_and_put_back(practice: Practice) -> None:
     listed = await practice.get(practice.admin, TEMPLATES)
     assert {each["version"] for each in listed["items"]} == {0}
-    assert len(listed["items"]) == 10 * len(LANGUAGES)
+    assert len(listed["items"]) == 11 * len(LANGUAGES)
     path = f"{TEMPLATES}/booked/en"
     body = {"subject": "At {{ time }}", "text": "Dear {{ name }},\n\nwith {{ doctor }}.", "short": "At {{ time }}."}
     preview = await practice.post(practice.admin, f"{path}/preview", body)

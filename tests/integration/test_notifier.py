@@ -56,6 +56,8 @@ class Desk:
     headers: dict[str, str]
     slots: list[dict[str, Any]]
     clock: Clock
+    channel: Channel = Channel.EMAIL
+    """Whose messages are looked at."""
     patience_s: float = 15.0
 
     @property
@@ -120,12 +122,14 @@ class Desk:
         assert answer.json()["channels"]["booked"][channel.value]
 
     async def rows(self) -> list[tuple[str, str, str | None]]:
-        """Kind, offset and outcome of every message, in the order in which they were or are due."""
+        """Kind, offset and outcome of every message on the channel, in the order in which they were or are due."""
         async with self.api.services.unit_of_work() as work:
             found = await work.connection.execute(
                 text(
-                    "SELECT kind, ahead, outcome FROM notification WHERE appointment_id IS NOT NULL ORDER BY due_at, id"
-                )
+                    "SELECT kind, ahead, outcome FROM notification"
+                    " WHERE appointment_id IS NOT NULL AND channel = :channel ORDER BY due_at, id"
+                ),
+                {"channel": self.channel},
             )
             return [(row.kind, row.ahead, row.outcome) for row in found]
 
@@ -367,6 +371,7 @@ async def test_mail_goes_out_encrypted_to_a_server_that_somebody_vouches_for(
 
 @pytest.mark.parametrize("kind", ["webhook", "twilio"])
 async def test_sms_go_to_verified_numbers_and_a_repeat_is_known(desk: Desk, kind: str) -> None:
+    desk = replace(desk, channel=Channel.SMS)
     await desk.switch_on(Channel.SMS)
     async with provider() as (taking, port):
         url = {
@@ -395,6 +400,7 @@ async def test_sms_go_to_verified_numbers_and_a_repeat_is_known(desk: Desk, kind
 
 
 async def test_push_reaches_browsers_and_forgets_those_that_are_gone(desk: Desk) -> None:
+    desk = replace(desk, channel=Channel.PUSH)
     keys = PushKeys(desk.api.services.vault, subject="mailto:no-reply@clinic.example")
 
     async def forget(subscription_id: str) -> None:
