@@ -47,7 +47,7 @@ CONTENDERS = (SHARED, DEDICATED, FOR_UPDATE, ONE_STATEMENT, CEILING)
 PEERS = {FOR_UPDATE: "for_update", ONE_STATEMENT: "one_statement", CEILING: "for_update"}
 """Their modules."""
 PATIENTS = 2003
-"""Prime: a patient's visits are spread over all doctors."""
+"""For each load and number of connections: nobody has hundreds of visits to come. Prime: spread over all doctors."""
 SLOT_MINUTES = 10
 SLOTS_A_DAY = 90
 RATE_MAX = 14_000
@@ -199,7 +199,8 @@ async def _running_contenders(
                     calendar_placement=placement,
                     calendar_actors=options.actors,
                 )
-                stocks[placement] = Stock(settings, await add_accounts(settings, PATIENTS))
+                cells = len(options.loads) * len(options.connections) | 1  # Odd: prime to the number of doctors, too.
+                stocks[placement] = Stock(settings, await add_accounts(settings, PATIENTS * cells))
             stock = stocks[placement]
             slots = {load.name: iter(await stock.slots(load, rounds, opened=name != CEILING)) for load, rounds in plan}
             if name in PEERS:

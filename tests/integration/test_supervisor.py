@@ -19,7 +19,7 @@ from cluster import supervisor
 from cluster.moves import MoveDriver
 from cluster.supervisor import Supervisor
 from persistence.database import open_database
-from persistence.identifiers import new_id
+from persistence.identifiers import first_id_at, new_id
 
 PATIENCE_S = 15
 
@@ -142,6 +142,46 @@ async def test_a_stop_cuts_off_what_is_under_way(database: AsyncEngine, monkeypa
     async with supervising(database, calendars, Moves(), monkeypatch):
         await until(lambda: calendars.was_sent(doctor_id))
     assert cut_off.is_set()
+
+
+async def test_what_was_said_long_ago_is_forgotten_what_is_to_be_said_is_not(
+    database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    ages = {"old": timedelta(days=91), "recent": timedelta(days=89)}
+    async with database.begin() as connection:
+        for age in ages.values():
+            for ended in (True, False):
+                await connection.execute(
+                    text(
+                        "INSERT INTO notification (id, outbox_id, kind, ahead, channel, user_id, due_at, expires_at,"
+                        " next_at, ended_at) VALUES (:id, :id, 'booked', '', 'email', :id, now(), now(), now(),"
+                        " CASE WHEN :ended THEN now() END)"
+                    ),
+                    {"id": first_id_at(now - age)[:-1] + str(int(ended)), "ended": ended},
+                )
+        for days in (8, 6):
+            await connection.execute(
+                text(
+                    "INSERT INTO outbox (id, kind, user_id, sealed, due_at)"
+                    " VALUES (:id, 'password_reset', :id, 'sealed', now() - :age)"
+                ),
+                {"id": new_id(), "age": timedelta(days=days)},
+            )
+
+    async def left() -> tuple[int, int]:
+        async with database.begin() as connection:
+            messages = await connection.scalar(text("SELECT count(*) FROM notification"))
+            sealed = await connection.scalar(text("SELECT count(*) FROM outbox WHERE sealed IS NOT NULL"))
+            return messages or 0, sealed or 0
+
+    assert await left() == (4, 2)
+    async with supervising(database, Calendars(), Moves(), monkeypatch):
+        async with asyncio.timeout(PATIENCE_S):
+            while await left() != (3, 1):
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
+    assert await left() == (3, 1)
 
 
 async def overdue_hold(database: AsyncEngine) -> str:
