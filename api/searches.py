@@ -38,6 +38,9 @@ from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 AGE_MAX_S: Final = 0.8
 """An answer is at most a second late; this leaves some of it for the way."""
 READ_TIMEOUT_S: Final = 5.0
+REPLICA_TIMEOUT_S: Final = 0.3
+"""A replica that takes longer is no help: the primary is asked, and that one is left alone for ``REPLICA_AWAY_S``."""
+REPLICA_AWAY_S: Final = 2.0
 PATIENCE_S: Final = 2.0
 """Who can be told something older waits no longer than that for something new."""
 STALE_MAX_S: Final = 900.0
@@ -72,6 +75,8 @@ class _Known:
     answer: Answer
     read_at: float
     """By the monotonic clock, before it was read: it is not older than that."""
+    right_at: float
+    """When it was last known to be right: then, or when its number was compared with the journal's."""
 
 
 @dataclass(slots=True)
@@ -102,6 +107,7 @@ class Searches:
         """When something was last done here in a calendar; forgotten once the journal was asked after it."""
         self._last_done_at = float("-inf")
         self._read_again_from = float("-inf")
+        self._replica_away_until = float("-inf")
 
     def note(self, doctor_id: str) -> None:
         """Something was done in that calendar: its answers of before are not told any more."""
@@ -125,24 +131,49 @@ class Searches:
         """
         if (answer := self.known(key, doctor_id)) is not None:
             return answer
-        known = self._known.get(key)
-        now = monotonic()
-        may_be_told = known is not None and now - known.read_at < STALE_MAX_S
+        known = self._stale(key)
         away_at = self._stream.away_at
-        if known is not None and may_be_told and away_at is not None and away_at > self._last_done_at:
+        if known is not None and away_at is not None and away_at > self._last_done_at:
             return known.answer
+        now = monotonic()
         reading = self._reading.get(key)
-        if reading is None or now - reading.began_at > AGE_MAX_S or self._is_overtaken(reading.began_at, doctor_id):
+        if reading is None or now - reading.began_at > AGE_MAX_S or self._done_since(reading.began_at, doctor_id):
+            if doctor_id is None:
+                self._take_turn(now)
             reading = self._reading[key] = _Reading(now, asyncio.create_task(self._find_soon(key, read, doctor_id)))
             reading.task.add_done_callback(partial(self._has_read, key, reading))
+        # Who can be told something older does not wait for long for a database that is away. One that is slow is waited
+        # for: what is known may be wrong by now.
+        if known is not None:
+            await asyncio.wait({reading.task}, timeout=PATIENCE_S)
+            if not reading.task.done() and self._is_away and (stale := self._stale(key)) is not None:
+                return stale.answer
         try:
-            async with asyncio.timeout(PATIENCE_S if may_be_told else READ_TIMEOUT_S):
+            async with asyncio.timeout(READ_TIMEOUT_S):
                 # Shielded: one caller that goes away must not take the answer from the others.
                 return await asyncio.shield(reading.task)
-        except (DatabaseUnavailable, TimeoutError):
-            if known is None or not may_be_told:
+        except (DatabaseUnavailable, TimeoutError) as failure:
+            stale = self._stale(key)
+            slow = isinstance(failure, TimeoutError)
+            if stale is None or ((slow or self._is_wrong(stale, doctor_id)) and not self._is_away):
                 raise DatabaseUnavailable("nothing is known that could be told") from None
-            return known.answer
+            return stale.answer
+
+    @property
+    def _is_away(self) -> bool:
+        """Whether the journal cannot be asked, either: then nobody can know better."""
+        confirmed = self._stream.confirmed
+        return self._stream.away_at is not None or confirmed is None or confirmed.at < monotonic() - AGE_MAX_S
+
+    def _stale(self, key: str) -> _Known | None:
+        """What was right not too long ago."""
+        known = self._known.get(key)
+        return known if known is not None and monotonic() - known.right_at < STALE_MAX_S else None
+
+    def _is_wrong(self, known: _Known, doctor_id: str | None) -> bool:
+        """Whether it is known that something has changed since."""
+        overtaken = doctor_id is not None and self._stream.reached(doctor_id) > known.answer.sequence
+        return overtaken or self._done_since(known.right_at, doctor_id)
 
     def _has_read(self, key: str, reading: _Reading, task: asyncio.Task[Answer]) -> None:
         if self._reading.get(key) is reading:
@@ -156,43 +187,41 @@ class Searches:
         if wall_clock() >= answer.until:
             return None
         now = monotonic()
-        right_at = known.read_at
-        if doctor_id is None:
-            right = right_at >= now - AGE_MAX_S and not self._is_overtaken(right_at, None)
-            return answer if right else None
-        if self._stream.reached(doctor_id) > answer.sequence:
-            return None
-        confirmed = self._stream.confirmed
-        if confirmed is not None and confirmed.at > right_at:
-            right_at = confirmed.at
-            if answer.as_of < confirmed.instant:
-                answer = known.answer = replace(answer, as_of=confirmed.instant)
-        return answer if right_at >= now - AGE_MAX_S and not self._is_overtaken(right_at, doctor_id) else None
-
-    def _is_overtaken(self, read_at: float, doctor_id: str | None) -> bool:
-        """Whether something was done here since, and it is worth reading again; if of many doctors, that is counted."""
         if doctor_id is not None:
-            return read_at < self._done_at.get(doctor_id, read_at)
-        now = monotonic()
-        if read_at >= self._last_done_at or self._read_again_from > now:
-            return False
-        # Up to a second's worth may have been saved up.
+            if self._stream.reached(doctor_id) > answer.sequence:
+                return None
+            confirmed = self._stream.confirmed
+            if confirmed is not None and confirmed.at > known.right_at:
+                known.right_at = confirmed.at
+                if answer.as_of < confirmed.instant:
+                    answer = known.answer = replace(answer, as_of=confirmed.instant)
+        right = known.right_at >= now - AGE_MAX_S and not self._is_overtaken(known.right_at, doctor_id, now)
+        return answer if right else None
+
+    def _done_since(self, instant: float, doctor_id: str | None) -> bool:
+        """Whether something was done here since, in that calendar or in any."""
+        if doctor_id is not None:
+            return instant < self._done_at.get(doctor_id, instant)
+        return instant < self._last_done_at
+
+    def _is_overtaken(self, instant: float, doctor_id: str | None, now: float) -> bool:
+        """Whether something was done here since, and it is worth reading again."""
+        return self._done_since(instant, doctor_id) and (doctor_id is not None or self._read_again_from <= now)
+
+    def _take_turn(self, now: float) -> None:
+        """Count a reading of an answer about many doctors. Up to a second's worth may have been saved up."""
         self._read_again_from = max(self._read_again_from, now - 1.0) + 1.0 / READ_AGAIN_A_SECOND
-        return True
 
     async def _find_soon(self, key: str, read: Read, doctor_id: str | None) -> Answer:
-        try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                return await self._find(key, read, doctor_id)
-        except TimeoutError:
-            raise DatabaseUnavailable("the database takes too long") from None
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            return await self._find(key, read, doctor_id)
 
     async def _find(self, key: str, read: Read, doctor_id: str | None) -> Answer:
         if doctor_id is not None and (shared := await self._store.get(key)) is not None:
             # It was read by others, who knows when: only its number tells whether it is right.
-            known = _Known(shared, float("-inf"))
-            if self._right(known, doctor_id) is not None and self._stream.confirmed is not None:
-                known.read_at = self._stream.confirmed.at
+            known = _Known(shared, float("-inf"), float("-inf"))
+            if self._right(known, doctor_id) is not None:
+                known.read_at = known.right_at
                 self._keep(key, known)
                 return known.answer
         known = await self._read_on_replica(read, doctor_id) or await self._read_on_primary(read)
@@ -204,26 +233,28 @@ class Searches:
     async def _read_on_primary(self, read: Read) -> _Known:
         read_at, instant = monotonic(), datetime.now(UTC)
         async with self._begin() as work:
-            return _Known(_answer(await read(work), instant), read_at)
+            return _Known(_answer(await read(work), instant), read_at, read_at)
 
     async def _read_on_replica(self, read: Read, doctor_id: str | None) -> _Known | None:
         """What is found there, if it has all that was known of when the journal was last asked."""
-        confirmed = self._stream.confirmed
-        if self._begin_on_replica is None or confirmed is None:
+        confirmed, now = self._stream.confirmed, monotonic()
+        if self._begin_on_replica is None or confirmed is None or now < self._replica_away_until:
             return None
-        age_s = monotonic() - confirmed.at
-        if age_s > AGE_MAX_S or self._is_overtaken(confirmed.at, doctor_id):
+        if confirmed.at < now - AGE_MAX_S or self._done_since(confirmed.at, doctor_id):
             return None
         try:
-            async with self._begin_on_replica() as work:
+            async with asyncio.timeout(REPLICA_TIMEOUT_S), self._begin_on_replica() as work:
                 if not await has_reached(work.connection, confirmed.position):
                     return None
                 found = await read(work)
-        except DatabaseUnavailable:
+        except (DatabaseUnavailable, TimeoutError):
+            self._replica_away_until = monotonic() + REPLICA_AWAY_S
+            return None
+        if confirmed.at < monotonic() - AGE_MAX_S:
             return None
         if doctor_id is not None and found.sequence < self._stream.reached(doctor_id):
             return None
-        return _Known(_answer(found, confirmed.instant), confirmed.at)
+        return _Known(_answer(found, confirmed.instant), confirmed.at, confirmed.at)
 
     def _keep(self, key: str, known: _Known) -> None:
         before = self._known.get(key)

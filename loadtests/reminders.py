@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import statistics
 import sys
 import time
@@ -29,11 +28,10 @@ from rich.table import Table
 
 from cluster.data_directory import free_port
 from cluster.embedded import EmbeddedServer
-from cluster.notifiers import notifier_config
 from cluster.processes import Child, Program, left_over
 from cluster.settings import Settings
 from loadtests.fixture import add_accounts, add_clinic
-from loadtests.servers import REPOSITORY, CpuClock, Servers, run, running_servers
+from loadtests.servers import REPOSITORY, CpuClock, Servers, environment, run, running_servers
 from loadtests.sink import count
 from notifier.notifier import NotifierLimits
 from persistence.database import libpq_url
@@ -43,8 +41,8 @@ DOCTORS = 200
 ACTORS = (1, 2, 4)
 FAULT_ACTORS = 2
 AWAY_S = 3.0
-ROUND_S = 1.0
-PATIENCE_S = 300.0
+SETTLING_S = 2.0
+PATIENCE_S = 600.0
 CHANGED = 1000
 LEASE_LIMIT = 100
 LEASES = 30
@@ -76,7 +74,7 @@ class Bench:
         await self.ask("TRUNCATE notification")
         await self.ask(
             "INSERT INTO notification (id, outbox_id, kind, ahead, channel, user_id, appointment_id, version, due_at,"
-            " expires_at, next_at) SELECT gen_random_uuid(), id, 'reminder', 'P1D', 'email', booked_by, id, version,"
+            " expires_at, next_at) SELECT uuidv7(), id, 'reminder', 'P1D', 'email', booked_by, id, version,"
             " now(), starts_at, now() FROM appointment ORDER BY starts_at, id LIMIT %s",
             messages,
         )
@@ -104,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (1000 <= options.messages <= 100_000 and 2000 <= options.fault_messages <= 100_000):
         parser.error("--messages is from 1000 to 100000, --fault-messages from 2000 to 100000")
-    if not 10_000 <= options.rows <= 20_000_000:
-        parser.error("--rows is from 10000 to 20000000")
+    if not 200_000 <= options.rows <= 20_000_000:
+        parser.error("--rows is from 200000 to 20000000")
     return run(reminders(options))
 
 
@@ -114,7 +112,6 @@ async def reminders(options: argparse.Namespace) -> int:
     console = Console(width=110)
     faults: list[str] = []
     async with running_servers("reminders") as servers, _sink(servers) as port:
-        os.environ.update(servers.ray.client_environment)
         settings = servers.settings(
             await servers.create_database("reminders"),
             smtp_url=f"smtp://127.0.0.1:{port}",
@@ -123,17 +120,16 @@ async def reminders(options: argparse.Namespace) -> int:
         )
         bench = Bench(servers=servers, settings=settings, sink_port=port)
         await _fill(bench, max(options.messages, options.fault_messages))
-        async with _on_ray(settings):
-            table = Table(title=f"{options.messages:,} reminders due in the same minute")
-            for name in ("actors", "a second", "seconds", "cpu: actors", "postgres", "sink"):
-                table.add_column(name, justify="right")
-            for actors in ACTORS:
-                row, found = await _throughput(bench, actors, options.messages)
-                table.add_row(str(actors), *row)
-                faults += found
-            console.print(table)
-            console.print("CPU in seconds for 1,000 messages.")
-            faults += await _kill(bench, options.fault_messages, console)
+        table = Table(title=f"{options.messages:,} reminders due in the same minute")
+        for name in ("actors", "a second", "seconds", "cpu: actors", "postgres", "sink"):
+            table.add_column(name, justify="right")
+        for actors in ACTORS:
+            row, found = await _throughput(bench, actors, options.messages)
+            table.add_row(str(actors), *row)
+            faults += found
+        console.print(table)
+        console.print("CPU in seconds for 1,000 messages.")
+        faults += await _kill(bench, options.fault_messages, console)
         faults += await _lease(bench, options.rows, console)
     for fault in faults:
         console.print(fault)
@@ -201,45 +197,28 @@ async def _fill(bench: Bench, visits: int) -> None:
 
 
 @asynccontextmanager
-async def _on_ray(settings: Settings) -> AsyncIterator[None]:
-    import ray
-
-    await asyncio.to_thread(
-        ray.init,
-        address=settings.ray_address,
-        namespace=settings.ray_namespace,
-        log_to_driver=False,
-        configure_logging=False,
+async def _notifying(bench: Bench, actors: int) -> AsyncIterator[None]:
+    """So many notifiers, seen to by an API process, for as long as the block lasts."""
+    settings = bench.settings.model_copy(update={"notifiers": actors})
+    async with bench.servers.zapis(settings):
+        while len(_notifier_processes(bench.servers)) < actors:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(SETTLING_S)
+        yield
+    drain = Child(
+        Program(
+            name="drain",
+            owner=bench.servers.data.path,
+            directory=REPOSITORY,
+            command=[sys.executable, "-m", "cluster.cli", "drain"],
+            environment=bench.servers.ray.client_environment | environment(settings),
+            log=bench.servers.data.log("drain"),
+        )
     )
     try:
-        yield
+        assert await drain.wait() == 0, "the notifiers did not end"
     finally:
-        await asyncio.to_thread(ray.shutdown)
-
-
-@asynccontextmanager
-async def _notifying(bench: Bench, actors: int, limits: NotifierLimits | None = None) -> AsyncIterator[None]:
-    """So many notifiers, asked to run over and over, for as long as the block lasts."""
-    from notifier.actor import RayNotifiers
-
-    notifiers = RayNotifiers(bench.settings.ray_namespace)
-    config = notifier_config(bench.settings)
-
-    async def keep() -> None:
-        while True:
-            await notifiers.run(config, actors=actors)
-            await asyncio.sleep(ROUND_S)
-
-    await notifiers.run(config, actors=actors)
-    keeping = asyncio.create_task(keep())
-    try:
-        yield
-        if keeping.done():
-            keeping.result()
-    finally:
-        keeping.cancel()
-        await asyncio.wait({keeping})
-        await notifiers.stop()
+        await drain.stop(5.0)
 
 
 async def _throughput(bench: Bench, actors: int, messages: int) -> tuple[list[str], list[str]]:
@@ -337,7 +316,7 @@ async def _without(servers: Servers, server: EmbeddedServer) -> None:
 
 async def _lease(bench: Bench, rows: int, console: Console) -> list[str]:
     """How long it takes to lease messages in a small and in a large table."""
-    small = 10_000
+    small = 100_000
     medians = []
     for size in (small, rows):
         await bench.ask("TRUNCATE notification")
@@ -345,7 +324,7 @@ async def _lease(bench: Bench, rows: int, console: Console) -> list[str]:
             # Most have ended, as after years; of the others most are due some day.
             await bench.ask(
                 "INSERT INTO notification (id, outbox_id, kind, ahead, channel, user_id, appointment_id, version,"
-                " due_at, expires_at, next_at, ended_at, outcome) SELECT gen_random_uuid(), gen_random_uuid(),"
+                " due_at, expires_at, next_at, ended_at, outcome) SELECT uuidv7(), gen_random_uuid(),"
                 " 'reminder', 'P1D', 'email', gen_random_uuid(), gen_random_uuid(), 1, at, at + interval '1 day', at,"
                 " CASE WHEN number %% 10 < 9 THEN at END, CASE WHEN number %% 10 < 9 THEN 'sent' END"
                 " FROM (SELECT number, now() + (number - %s) * interval '1 second' AS at"

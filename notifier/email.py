@@ -24,6 +24,7 @@ from notifier.senders import Failed, Message, Refused
 
 PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
 TIMEOUT_S: Final = 8.0
+LINE_MAX: Final = 65
 KEPT_S: Final = 20.0
 """A connection that was not used for so long may have been ended by the server: another is made."""
 INVITING: Final = frozenset({"booked", "moved", "cancelled_by_patient", "cancelled_by_clinic"})
@@ -163,7 +164,7 @@ def compose(message: Message, *, sender: str) -> bytes:
     head = (
         _header("From", _mailbox(name, address)),
         _header("To", _mailbox(who, content.user.email)),
-        _header("Subject", Header(words.subject, "utf-8", header_name="Subject").encode(linesep="\r\n")),
+        _header("Subject", _folded(words.subject)),
     )
     return b"".join(head) + mail.as_bytes()
 
@@ -171,6 +172,12 @@ def compose(message: Message, *, sender: str) -> bytes:
 def _header(name: str, value: str) -> bytes:
     """A header as it goes out. EmailMessage would lose the spaces where it folds what is not ASCII."""
     return f"{name}: {value}\r\n".encode("ascii")
+
+
+def _folded(subject: str) -> str:
+    if subject.isascii() and len(subject) <= LINE_MAX:
+        return subject
+    return Header(subject, "utf-8", header_name="Subject").encode(linesep="\r\n")
 
 
 def _mailbox(name: str, address: str) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -26,6 +26,7 @@ import structlog
 import yaml
 from babel.dates import format_date, format_datetime, format_time
 from jinja2 import StrictUndefined, TemplateError
+from jinja2 import Template as JinjaTemplate
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from notifier.contents import Content
@@ -184,7 +185,7 @@ def _rendered(source: str, variables: Mapping[str, str]) -> str:
         raise TemplateRefused(f"should have at most {TEMPLATE_LENGTH_MAX} characters")
     try:
         pieces, length = [], 0
-        for piece in _sandbox().from_string(source).generate(**variables):
+        for piece in _compiled(source).generate(**variables):
             length += len(piece)
             if length > RENDERED_LENGTH_MAX:
                 raise TemplateRefused("becomes too long")
@@ -192,6 +193,11 @@ def _rendered(source: str, variables: Mapping[str, str]) -> str:
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as failure:
         raise TemplateRefused(str(failure) or type(failure).__name__) from None
     return "".join(pieces)
+
+
+@lru_cache(maxsize=256)
+def _compiled(source: str) -> JinjaTemplate:
+    return _sandbox().from_string(source)
 
 
 @cache

@@ -96,6 +96,8 @@ def _decoded(stored: bytes) -> Answer | None:
     head, _, body = stored.partition(b"\n")
     try:
         sequence, tag, as_of, until = orjson.loads(head)
-        return Answer(body=body, tag=tag, as_of=datetime.fromisoformat(as_of), until=until, sequence=sequence)
+        instant = datetime.fromisoformat(as_of)
     except (ValueError, TypeError):
         return None  # Whatever that was: it is replaced by the next write.
+    sound = type(sequence) is int and type(tag) is str and type(until) in (int, float) and instant.tzinfo is not None
+    return Answer(body=body, tag=tag, as_of=instant, until=until, sequence=sequence) if sound else None

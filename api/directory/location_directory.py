@@ -22,6 +22,8 @@ from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 MAX_AGE_S: Final = 1.0
 READ_TIMEOUT_S: Final = 3.0
 AWAY_S: Final = 1.0
+PATIENCE_S: Final = 0.2
+"""Who can be told something older waits no longer than that for something new."""
 """After a failed read the database counts as away for so long: nobody waits for it who can be answered without it."""
 LOCATIONS_MAX: Final = 10_000
 SERVICES_MAX: Final = 10_000
@@ -59,7 +61,7 @@ class Cached(Generic[T]):
         self._loading: asyncio.Task[Known[T]] | None = None
 
     async def get(self) -> Known[T]:
-        """What is known, at most ``MAX_AGE_S`` old; older only while the database is away.
+        """What is known, at most ``MAX_AGE_S`` old; older only while the database is away or does not answer at once.
 
         Raises:
             DatabaseUnavailable: nothing is known yet.
@@ -70,9 +72,14 @@ class Cached(Generic[T]):
                 return self._known
         if self._loading is None:
             self._loading = asyncio.create_task(self._load_now(), name="directory cache")
+        loading = self._loading
+        if self._known is not None:  # Who can be told something does not wait for a database that says nothing.
+            await asyncio.wait({loading}, timeout=PATIENCE_S)
+            if not loading.done():
+                return self._known
         try:
             # Shielded: one caller that goes away must not take the answer from the others.
-            return await asyncio.shield(self._loading)
+            return await asyncio.shield(loading)
         except DatabaseUnavailable:
             if self._known is None:
                 raise
@@ -93,7 +100,8 @@ class Cached(Generic[T]):
                 self._known, self._loaded_at = known, asked_at
             return known
         except (DatabaseUnavailable, TimeoutError):
-            self._away_until = self._clock() + AWAY_S
+            if self._loading is loading:
+                self._away_until = self._clock() + AWAY_S
             raise DatabaseUnavailable("the directory cannot be read") from None
         finally:
             if self._loading is loading:

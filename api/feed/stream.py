@@ -302,7 +302,7 @@ class ChangeStream:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
                     reached = await self._log.reached(mark)
             except (DatabaseUnavailable, TimeoutError):
-                self._away_at = time.monotonic()
+                self._away_at = asked_at
                 await asyncio.sleep(RETRY_S)
                 continue
             self._away_at = None

@@ -17,6 +17,7 @@ from persistence.search_store import Answer
 
 QUERIES_MAX: Final = 8_192
 QUERY_LENGTH_MAX: Final = 512
+Stamp = tuple[int, str, int]
 MIDNIGHTS_S: Final = 900
 """Wherever it is midnight, a quarter of an hour begins."""
 
@@ -25,7 +26,7 @@ MIDNIGHTS_S: Final = 900
 class _Understood:
     """What a query that was read before asks for."""
 
-    stamp: tuple[int, str, int]
+    stamp: Stamp
     """It may mean other slots when another day has begun somewhere, or the directory has changed."""
     key: str
     doctor_id: str | None
@@ -46,16 +47,21 @@ class Queries:
             return None
         return self._searches.known(understood.key, understood.doctor_id)
 
-    async def learn(self, query: bytes, key: str, doctor_id: str | None) -> None:
-        """Remember what a query asks for, as of now."""
+    def learn(self, query: bytes, key: str, doctor_id: str | None, stamp: Stamp) -> None:
+        """Remember what a query asks for, by that stamp."""
         if len(query) <= QUERY_LENGTH_MAX:
-            self._understood[query] = _Understood(await self._stamp(), key, doctor_id)
+            self._understood[query] = _Understood(stamp, key, doctor_id)
             if len(self._understood) > QUERIES_MAX:
                 self._understood.popitem(last=False)
 
-    async def _stamp(self) -> tuple[int, str, int]:
+    async def _stamp(self) -> Stamp:
         locations = await self._directory.locations()
-        return int(time.time()) // MIDNIGHTS_S, locations.value.digest, self._directory.generation
+        return stamp_of(time.time(), locations.value.digest, self._directory.generation)
+
+
+def stamp_of(now_s: float, digest: str, generation: int) -> Stamp:
+    """What a query's meaning depends on besides itself: where it is which day, and the directory."""
+    return int(now_s) // MIDNIGHTS_S, digest, generation
 
 
 class SlotsRoute(StrictRoute):

@@ -20,7 +20,7 @@ from api.errors import invalid
 from api.fields import Answer, Day, Id
 from api.routing import router as strict_router
 from api.scheduling.slot_owners import TheSlotOwners
-from api.scheduling.slot_queries import Queries, SlotsRoute
+from api.scheduling.slot_queries import Queries, SlotsRoute, stamp_of
 from api.searches import Found, TheSearches, earliest, key_of, respond
 from persistence.repositories.slots import Slots, SlotSearch, SlotStatus, Window
 from persistence.unit_of_work import UnitOfWork
@@ -78,6 +78,7 @@ async def list_slots(
     now = datetime.now(UTC)
     check_days(first_day, last_day, now)
     locations = (await directory.locations()).value
+    generation = directory.generation
     zones = locations.by_timezone
     if location_id is not None:
         place = locations.by_id.get(location_id)
@@ -115,9 +116,9 @@ async def list_slots(
             until=earliest(first_free, None if calendar is None else calendar.next_hold_ends_at),
         )
 
-    key = key_of("slots", search.key, locations.digest, directory.generation)
+    key = key_of("slots", search.key, locations.digest, generation)
     queries: Queries = request.app.state.slot_queries
-    await queries.learn(request.scope["query_string"], key, alone)
+    queries.learn(request.scope["query_string"], key, alone, stamp_of(now.timestamp(), locations.digest, generation))
     return respond(request, await searches.answer(key, read, doctor_id=alone))
 
 

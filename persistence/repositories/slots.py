@@ -68,8 +68,8 @@ class SlotSearch:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """All of it but ``now``."""
-        windows = [(window.start, window.end, sorted(window.location_ids)) for window in self.windows]
+        """All of it but ``now`` and which locations there are, of which there may be thousands."""
+        windows = [(window.start, window.end) for window in self.windows]
         found_by = (self.doctor_id, self.location_id, self.specialty, self.service_id)
         return (*found_by, windows, sorted(self.statuses), self.after, self.limit)
 

@@ -6,7 +6,9 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
+import orjson
 import pytest
 import ray
 from redis.asyncio import Redis
@@ -17,11 +19,11 @@ from api.searches import Searches
 from cluster.embedded import EmbeddedPostgres
 from cluster.settings import Settings
 from persistence.repositories.slots import SlotStatus
-from persistence.search_store import Answer, SearchStore
+from persistence.search_store import AWAY_S, Answer, SearchStore
 from tests.given import NOW
 from tests.integration.application import Application, running
 from tests.integration.comparing import Comparison, Slot
-from tests.integration.practice import JSON, Practice, content, days_on, instant, open_practice
+from tests.integration.practice import JSON, Practice, content, days_on, eventually, instant, open_practice
 from tests.replica import replica_of
 
 SECONDS = 4.0
@@ -160,15 +162,24 @@ async def practice(settings: Settings) -> AsyncIterator[Practice]:
 
 
 async def test_what_is_told_wrongly_leads_to_no_wrong_booking(practice: Practice) -> None:
-    """Somebody writes into Redis that a booked slot is free."""
+    """Somebody writes into Redis that a booked slot is free, under a number that no calendar has come to."""
     doctor, slots = await practice.doctor_with_slots(2)
     anna, boris = await practice.people.patients(2)
     before = await practice.get(None, "/v1/slots", doctor_id=doctor.doctor_id)
     await practice.book(anna, slots[0])
     searches: Searches = practice.api.app.state.searches
-    for known in searches._known.values():
-        known.answer = Answer(body=b'{"items":[]}', tag='"x"', as_of=NOW, until=4e9, sequence=10**6)
-    assert before["items"][0]["id"] == slots[0]
+    key, known = next(
+        (key, known) for key, known in searches._known.items() if doctor.doctor_id in key and known.answer.sequence
+    )
+    lie = replace(known.answer, body=orjson.dumps(before, option=orjson.OPT_UTC_Z), until=4e9, sequence=10**6)
+    await searches._store.put(key, lie)
+
+    async def told() -> bool:
+        searches._known.pop(key, None)
+        items = (await practice.get(None, "/v1/slots", doctor_id=doctor.doctor_id))["items"]
+        return bool(items[0]["id"] == slots[0])
+
+    await eventually(told)
     assert (await practice.send(boris, "POST", "/v1/appointments", {"slot_id": slots[0]})).status_code == 409
     assert await practice.differences() == []
 
@@ -186,7 +197,9 @@ async def test_answers_are_shared_through_redis_and_never_replaced_by_older_ones
         assert await SearchStore(redis, namespace="another").get("key") is None
         (name,) = await redis.keys("*")
         assert await redis.pttl(name) > 0
-        for garbage in (b"", b"garbage", b"[1,2]\nbody", b'["\xff'):
+        head = b'[%b,"t","2026-01-01T00:00:00%b",%b]\n{}'
+        unsound = (head % (b'"7"', b"Z", b"4e9"), head % (b"7", b"", b"4e9"), head % (b"7", b"Z", b"null"))
+        for garbage in (b"", b"garbage", b"[1,2]\nbody", b'["\xff', *unsound):
             await redis.set(name, garbage)
             assert await store.get("key") is None
             await store.put("key", old)
@@ -195,12 +208,27 @@ async def test_answers_are_shared_through_redis_and_never_replaced_by_older_ones
 
 async def test_redis_that_is_away_is_left_alone_for_a_moment() -> None:
     now = 0.0
-    async with Redis.from_url("redis://127.0.0.1:1", socket_connect_timeout=0.2) as redis:
+    asked = 0
+
+    async def count(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.close()
+
+    server = await asyncio.start_server(count, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Redis.from_url(f"redis://127.0.0.1:{port}", socket_connect_timeout=0.2, retry=None) as redis:
         store = SearchStore(redis, namespace="clinic", clock=lambda: now)
         assert await store.get("key") is None
-        redis.connection_pool.max_connections = 0  # Asking again would raise.
+        first = asked
+        assert first > 0
+        for _ in range(3):
+            assert await store.get("key") is None
+            await store.put("key", Answer(body=b"", tag="", as_of=NOW, until=0, sequence=1))
+        assert asked == first
+        now += 2 * AWAY_S
         assert await store.get("key") is None
-        await store.put("key", Answer(body=b"", tag="", as_of=NOW, until=0, sequence=1))
+        assert asked > first
 
 
 async def test_a_hold_that_ends_and_a_slot_that_begins_show_at_once(practice: Practice) -> None:

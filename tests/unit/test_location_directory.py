@@ -81,3 +81,35 @@ async def test_while_the_database_is_away_what_is_known_is_served() -> None:
     assert await cached.get() is known
     with pytest.raises(DatabaseUnavailable):
         await source.cached().get()
+
+
+async def test_who_can_be_told_something_does_not_wait_for_a_database_that_says_nothing() -> None:
+    source = Source()
+    cached = source.cached()
+    await cached.get()
+    source.now += MAX_AGE_S + 1
+    source.value = 2
+    source.open.clear()
+    async with asyncio.timeout(2):
+        assert [(await cached.get()).value for _ in range(3)] == [1, 1, 1]
+    source.open.set()
+    while (await cached.get()).value != 2:
+        await asyncio.sleep(0)
+    assert source.reads == 2
+
+
+async def test_a_read_that_was_overtaken_does_not_make_the_database_count_as_away() -> None:
+    source = Source()
+    cached = source.cached()
+    await cached.get()
+    source.now += MAX_AGE_S + 1
+    source.open.clear()
+    source.away = True
+    failing = asyncio.create_task(cached.get())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    cached.forget()  # Something was changed here meanwhile.
+    source.open.set()
+    await failing
+    source.away, source.value = False, 2
+    assert (await cached.get()).value == 2

@@ -399,3 +399,93 @@ def test_keys_tell_apart_what_differs() -> None:
     assert key_of("a", ("b", "c")) != key_of("a", "b", "c")
     assert key_of("a,b", None) != key_of("a", "b", None)
     assert key_of(NOW) != key_of(NOW + timedelta(microseconds=1))
+
+
+async def test_what_was_right_a_moment_ago_is_told_however_long_ago_it_was_read(world: World) -> None:
+    found = searching(world)
+    await one(found)
+    for _ in range(2 * int(STALE_MAX_S)):
+        world.now += 1
+        world.confirm()
+        assert await one(found) == b"1"
+    assert world.reads == ["primary"]
+    world.now += 1
+    world.stream_away_at = world.now
+    world.away.add("primary")
+    assert await one(found) == b"1"
+
+
+@pytest.mark.parametrize("ask", [one, many])
+async def test_a_replica_that_says_nothing_is_not_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Searches], Any]
+) -> None:
+    asked = 0
+
+    async def never(_connection: object, _position: str) -> bool:
+        nonlocal asked
+        asked += 1
+        await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr(searches, "REPLICA_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(searches, "has_reached", never)
+    found = searching(world, replica=True)
+    assert await ask(found) == b"1"
+    for _ in range(3):
+        world.change()
+        world.now += 0.5
+        world.confirm()
+        found.note(HOUSE)
+        world.now += 0.01
+        world.confirm()
+        assert await ask(found) == str(world.value).encode()
+    assert (asked, set(world.reads)) == (1, {"primary"}), "it is left alone for a while"
+
+
+@pytest.mark.parametrize("ask", [one, many])
+async def test_a_database_that_is_slow_is_waited_for_not_talked_past(
+    world: World, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Searches], Any]
+) -> None:
+    monkeypatch.setattr(searches, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(searches, "READ_TIMEOUT_S", 0.1)
+    found = searching(world)
+    await ask(found)
+    world.change()
+    world.now += 600
+    world.confirm()  # The journal answers: the database is there.
+    world.open.clear()
+    with pytest.raises(DatabaseUnavailable):
+        await ask(found)
+    world.confirmed = replace(cast(Confirmed, world.confirmed), at=world.now - 10)
+    assert await ask(found) == b"1", "nobody can know better"
+
+
+async def test_what_was_done_before_the_journal_was_found_away_is_not_talked_past(world: World) -> None:
+    found = searching(world)
+    await one(found)
+    world.now += 1.5
+    asked_at = world.now
+    world.now += 1.5
+    world.change(heard=False)
+    found.note(HOUSE)
+    world.now += 0.5
+    world.stream_away_at = asked_at  # It was asked before, and was given up just now.
+    assert await one(found) == b"2"
+
+
+async def test_looking_uses_up_no_readings(world: World) -> None:
+    found = searching(world)
+    await many(found)
+
+    async def look() -> bytes:
+        known = found.known("everybody", None)
+        return known.body if known is not None else await many(found)
+
+    for _ in range(60):
+        world.now += 1.5 / READ_AGAIN_A_SECOND
+        world.confirm()
+        world.change(heard=False)
+        found.note(HOUSE)
+        world.now += 0.001
+        assert await asyncio.gather(*(look() for _ in range(30))) == [str(world.value).encode()] * 30
+    assert len(world.reads) == 61
