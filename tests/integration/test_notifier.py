@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from icalendar import Calendar
 from sqlalchemy import text
 
@@ -31,6 +33,8 @@ from tests.integration.clinic import Clinic, open_clinic
 from tests.mail import MailServer as RealMailServer
 from tests.mail import mail_server, make_certificate
 from tests.providers import BROWSER, provider
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SENDER = "Clinic at the park <no-reply@clinic.example>"
 QUICK = NotifierLimits(poll_s=0.05, pause_s=0.05, away_pause_max_s=0.1, send_timeout_s=1.0, lease_s=2.5)
@@ -52,6 +56,7 @@ class Desk:
 
     clinic: Clinic
     mail: RealMailServer
+    login: str
     patient: dict[str, Any]
     headers: dict[str, str]
     slots: list[dict[str, Any]]
@@ -150,36 +155,51 @@ class Desk:
             pytest.fail(f"the messages are {rows}")
 
 
-@pytest.fixture
-async def desk(settings: Settings) -> AsyncIterator[Desk]:
-    async with mail_server() as mail, running(with_mail(settings, mail)) as api:
-        clinic = await open_clinic(api)
-        _, day = await clinic.working_doctor(slots=8)
-        patient = await api.register("anna.petrova", timezone="Europe/Berlin")
-        async with api.services.unit_of_work() as work:
-            await work.connection.execute(text("UPDATE app_user SET email_verified_at = now()"))
-            await work.connection.execute(text("UPDATE outbox SET planned_at = now()"))
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def clinic(
+    new_database: Callable[[], AbstractContextManager[str]], settings_over: Callable[[str], Settings]
+) -> AsyncIterator[Clinic]:
+    """A clinic that has e-mail and push. What sends is up to each test."""
+    given = {"smtp_url": "smtp://127.0.0.1:1", "push_hosts": ("127.0.0.1",), "rate_limit": 0}
+    with new_database() as database_url:
+        async with running(settings_over(database_url).model_copy(update=given)) as api:
+            yield await open_clinic(api)
+
+
+_numbers = count(1)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def desk(clinic: Clinic) -> AsyncIterator[Desk]:
+    """A doctor, a patient and a mail server of the test's own; nothing is left to be said."""
+    number = next(_numbers)
+    async with mail_server() as mail:
+        doctor_id, day = await clinic.working_doctor(f"dr.house{number}", slots=8, phone=f"+49 30 77{number:04}")
+        login = f"anna.petrova{number}"
+        patient = await clinic.api.register(login, timezone="Europe/Berlin", phone=f"+49 30 78{number:04}")
+        async with clinic.api.services.unit_of_work() as work:
+            for statement in (
+                "UPDATE app_user SET email_verified_at = now() WHERE email_index IS NOT NULL",
+                "UPDATE outbox SET planned_at = now()",
+                "TRUNCATE notification, notification_template",
+            ):
+                await work.connection.execute(text(statement))
         yield Desk(
             clinic=clinic,
             mail=mail,
+            login=login,
             patient=patient,
-            headers=await api.sign_in("anna.petrova"),
-            slots=await clinic.slots(**{"from": day.isoformat(), "to": day.isoformat()}),
+            headers=await clinic.api.sign_in(login),
+            slots=await clinic.slots(**{"doctor_id": doctor_id, "from": day.isoformat(), "to": day.isoformat()}),
             clock=Clock(),
         )
-
-
-def with_mail(settings: Settings, mail: RealMailServer) -> Settings:
-    """An API whose mail goes there; what sends it is up to the test."""
-    given = {"smtp_url": f"smtp://127.0.0.1:{mail.port}", "push_hosts": ("127.0.0.1",), "rate_limit": 0}
-    return settings.model_copy(update=given)
 
 
 async def test_a_booking_is_confirmed_once_with_an_invitation(desk: Desk) -> None:
     visit = await desk.book()
     async with desk.notifying(), desk.notifying():
         await desk.until_rows(("booked", "", "sent"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
-    (mail,) = desk.mail.to("anna.petrova@mail.example")
+    (mail,) = desk.mail.to(f"{desk.login}@mail.example")
     assert mail["From"] == SENDER
     assert str(mail["Subject"]).startswith("Your visit on ")
     assert str(mail["Message-ID"]).endswith("@clinic.example>")
@@ -247,7 +267,7 @@ async def test_what_fails_in_passing_is_tried_again_and_known_as_the_same(desk: 
 
 
 async def test_a_bad_recipient_ends_and_delays_nobody(desk: Desk) -> None:
-    desk.mail.refused.add("anna.petrova@mail.example")
+    desk.mail.refused.add(f"{desk.login}@mail.example")
     await desk.book()
     async with desk.notifying():
         await desk.until_rows(("booked", "", "dead"), ("reminder", "P1D", None), ("reminder", "PT2H", None))
@@ -336,7 +356,7 @@ async def test_only_so_many_a_day(desk: Desk) -> None:
 
 async def test_an_address_that_may_be_somebody_elses_learns_no_name(desk: Desk) -> None:
     async with desk.api.services.unit_of_work() as work:
-        await work.connection.execute(text("UPDATE app_user SET email_verified_at = NULL"))
+        await work.connection.execute(text("UPDATE app_user SET email_verified_at = NULL WHERE id = :id"), desk.patient)
     await desk.book()
     async with desk.notifying():
         await desk.until(lambda: len(desk.mail.mails) == 1)
@@ -384,14 +404,16 @@ async def test_sms_go_to_verified_numbers_and_a_repeat_is_known(desk: Desk, kind
         async with desk.notifying(channel=Channel.SMS, sender=sender):
             await desk.until_rows(("booked", "", "unreachable"), *reminders_of(1))
             async with desk.api.services.unit_of_work() as work:
-                await work.connection.execute(text("UPDATE app_user SET phone_verified_at = now()"))
+                await work.connection.execute(
+                    text("UPDATE app_user SET phone_verified_at = now() WHERE id = :id"), desk.patient
+                )
             for number in range(1, 5):
                 await desk.book(number)
             await desk.until_rows(("booked", "", "unreachable"), *[("booked", "", "sent")] * 4, *reminders_of(5))
     assert len(taking.by_key) == 4
     assert sum(taking.by_key.values()) == 4 + taking.answers_withheld == 5
     said = taking.accepted[0][1]
-    assert said["to" if kind == "webhook" else "To"] == "+4930901820"
+    assert said["to" if kind == "webhook" else "To"] == desk.patient["phone"]
     words = said["text" if kind == "webhook" else "Body"]
     assert words.startswith("Your visit is booked: ")
     assert "House" not in words
@@ -451,7 +473,7 @@ async def test_what_an_administrator_has_written_is_what_is_said(desk: Desk) -> 
 
 async def test_messages_about_an_account_are_sent_whatever_was_chosen(desk: Desk) -> None:
     async with desk.notifying():
-        answer = await desk.api.http.post("/v1/auth/password/forgot", json={"login": "anna.petrova"})
+        answer = await desk.api.http.post("/v1/auth/password/forgot", json={"login": desk.login})
         assert answer.status_code == 202, answer.text
         await desk.until(lambda: len(desk.mail.mails) == 1)
         body = desk.mail.mails[0].get_body(("plain",))
@@ -459,15 +481,13 @@ async def test_messages_about_an_account_are_sent_whatever_was_chosen(desk: Desk
         (code,) = await desk.api.sent_codes(desk.patient["id"], Purpose.PASSWORD)
         assert code in body.get_content()
         # The first device is no news; another one is.
-        await desk.api.http.post("/v1/auth/token", data=LOGIN, headers={"User-Agent": "Another browser"})
+        form = {"grant_type": "password", "username": desk.login, "password": PASSWORD}
+        await desk.api.http.post("/v1/auth/token", data=form, headers={"User-Agent": "Another browser"})
         await desk.until(lambda: len(desk.mail.mails) == 2)
         assert str(desk.mail.mails[1]["Subject"]) == "A new sign-in to your account"
-        await desk.api.http.post("/v1/auth/token", data=LOGIN, headers={"User-Agent": "Another browser"})
+        await desk.api.http.post("/v1/auth/token", data=form, headers={"User-Agent": "Another browser"})
         await asyncio.sleep(0.3)
     assert len(desk.mail.mails) == 2
-
-
-LOGIN = {"grant_type": "password", "username": "anna.petrova", "password": PASSWORD}
 
 
 async def kill(notifier: Notifier) -> None:

@@ -13,9 +13,11 @@ from notifier.contents import Content
 from notifier.notifier import Notifier
 from persistence.repositories.notifications import Ended, Notification, Notifications
 from tests.integration import test_notifier as scenes
-from tests.integration.test_notifier import Desk, desk
+from tests.integration.test_notifier import Desk, clinic, desk
 
-__all__ = ["desk"]  # The fixture.
+__all__ = ["clinic", "desk"]  # The fixtures.
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Scene = Callable[[Desk], Awaitable[None]]
 
@@ -82,4 +84,4 @@ async def test_it_is_caught(
 ) -> None:
     mutate(monkeypatch)
     with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
-        await scene(replace(desk, patience_s=4.0))
+        await scene(replace(desk, patience_s=3.0))
