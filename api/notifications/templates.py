@@ -80,7 +80,7 @@ class PreviewAnswer(Answer):
 
 
 @router.get("", response_model=TemplateList, responses=problems("forbidden"))
-async def list_templates(_: Admin, services: TheServices) -> Response:
+async def list_message_templates(_: Admin, services: TheServices) -> Response:
     """What is said of each kind in each language."""
     now = datetime.now(UTC)
     async with services.unit_of_work() as work:
@@ -107,7 +107,7 @@ async def list_templates(_: Admin, services: TheServices) -> Response:
     response_model=TemplateAnswer,
     responses=problems("forbidden", "not_found", "validation_error"),
 )
-async def put_template(
+async def put_message_template(
     kind: Kind, language: Language, body: TemplateBody, admin: Admin, services: TheServices
 ) -> Response:
     """Say it in other words from now on. What does not render is refused; the versions before are kept."""
@@ -123,7 +123,7 @@ async def put_template(
 
 
 @router.delete("/{kind}/{language}", response_model=TemplateAnswer, responses=problems("forbidden", "not_found"))
-async def reset_template(kind: Kind, language: Language, admin: Admin, services: TheServices) -> Response:
+async def reset_message_template(kind: Kind, language: Language, admin: Admin, services: TheServices) -> Response:
     """Say it again as it is built in: that becomes another version."""
     _known(kind)
     template = built_in(kind, language)
@@ -142,7 +142,7 @@ async def reset_template(kind: Kind, language: Language, admin: Admin, services:
     response_model=PreviewAnswer,
     responses=problems("forbidden", "not_found", "validation_error"),
 )
-async def preview_template(kind: Kind, language: Language, body: TemplateBody, _: Admin) -> Response:
+async def preview_message_template(kind: Kind, language: Language, body: TemplateBody, _: Admin) -> Response:
     """How a message would look, with made-up data."""
     words = _rendered(kind, language, body.template())
     return Json({"subject": words.subject, "text": words.text, "html": words.html, "short": words.short})
@@ -154,7 +154,7 @@ async def preview_template(kind: Kind, language: Language, body: TemplateBody, _
     response_model=PreviewAnswer,
     responses=problems("forbidden", "not_found", "validation_error"),
 )
-async def send_test(
+async def send_test_message(
     kind: Kind, language: Language, body: TemplateBody, admin: Admin, services: TheServices
 ) -> Response:
     """Send it by e-mail to the caller, with made-up data."""
