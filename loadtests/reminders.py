@@ -116,7 +116,6 @@ async def reminders(options: argparse.Namespace) -> int:
             await servers.create_database("reminders"),
             smtp_url=f"smtp://127.0.0.1:{port}",
             notifications_a_day_max=0,
-            push_hosts=(),
         )
         bench = Bench(servers=servers, settings=settings, sink_port=port)
         await _fill(bench, max(options.messages, options.fault_messages))

@@ -183,7 +183,7 @@ def run(main: Coroutine[Any, Any, int]) -> int:
 def environment(settings: Settings) -> dict[str, str]:
     """The environment variables that give a process these settings."""
     given = settings.model_dump(mode="json", exclude_unset=True)
-    return {variable(name): str(value) for name, value in given.items()}
+    return {variable(name): ",".join(value) if isinstance(value, list) else str(value) for name, value in given.items()}
 
 
 class CpuClock:
