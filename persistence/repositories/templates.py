@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -65,8 +65,9 @@ class Templates:
         ]
 
     async def add(self, kind: str, language: str, template: Template, *, created_by: str, now: datetime) -> int:
-        """Write another version; its number. Two at once: the transaction of one of them fails."""
+        """Write another version; its number. Whoever writes at the same time waits."""
         table = notification_template
+        await self._connection.execute(text("LOCK TABLE notification_template IN SHARE ROW EXCLUSIVE MODE"))
         last = await self._connection.scalar(
             select(func.max(table.c.version)).where(table.c.kind == kind, table.c.language == language)
         )
