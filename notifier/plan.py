@@ -34,6 +34,8 @@ ACCOUNT: Final = {
 """The messages about accounts, and how they are sent: nobody can switch them off."""
 NEWS_FOR: Final = timedelta(days=1)
 """That a visit does not take place matters so long at least."""
+CONFIRMED_FOR: Final = timedelta(days=3)
+"""Who has not been told by then knows, or is told by the reminder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +78,10 @@ def plan_visit(
     """The messages about a change of a visit that made it ``version``: none once another change has come after it."""
     if visit.version != version:
         return
-    expires_at = visit.start
     if TOPICS[kind] in (Topic.CANCELLED, Topic.DISPLACED):
         expires_at = max(visit.start, caused_at + NEWS_FOR)
+    else:
+        expires_at = min(visit.start, caused_at + CONFIRMED_FOR)
     for recipient in recipients:
         due_at = caused_at
         if kind in UNASKED:

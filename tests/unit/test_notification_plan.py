@@ -127,6 +127,18 @@ def test_a_change_that_was_overtaken_is_not_said() -> None:
     assert not list(plan_visit("booked", 1, BOOKED_AT, visit(start, "UTC", version=2), [recipient(preferences())]))
 
 
+def test_news_matter_for_some_days_and_never_longer_than_the_visit_is_to_come() -> None:
+    chosen = recipient(preferences())
+    for kind, start, expires_at in (
+        ("booked", BOOKED_AT + 2 * HOUR, BOOKED_AT + 2 * HOUR),
+        ("booked", BOOKED_AT + 2000 * HOUR, BOOKED_AT + timedelta(days=3)),
+        ("cancelled_by_patient", BOOKED_AT + 2 * HOUR, BOOKED_AT + timedelta(days=1)),
+        ("cancelled_by_patient", BOOKED_AT + 2000 * HOUR, BOOKED_AT + 2000 * HOUR),
+    ):
+        (planned,) = plan_visit(kind, 1, BOOKED_AT, visit(start, "UTC"), [chosen])
+        assert planned.expires_at == expires_at
+
+
 def test_each_channel_is_switched_by_topic() -> None:
     start = at("2026-03-10T09:00", "UTC")
     chosen = Preferences(quiet=None).without(Topic.REMINDER, Channel.SMS)
