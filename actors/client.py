@@ -25,6 +25,7 @@ import structlog
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors import detached
 from actors.calendar_actor import ActorLimits, CalendarActor
 from actors.journal import Announcer, Journal
 from actors.messages import (
@@ -498,32 +499,17 @@ class RayCalendarActors:
         self._refs.clear()
 
     def _get_or_start(self, name: str) -> ActorHandle[Any]:
-        if not ray.is_initialized():  # Asked now, Ray would start a cluster of its own.
-            raise ConnectionError("not connected to Ray")
-        actor_class: Any = ray.remote(RayCalendarActor)
-        handle: ActorHandle[Any] = actor_class.options(
-            name=name,
+        return detached.get_or_start(
+            RayCalendarActor,
+            name,
+            *self._arguments,
             namespace=self._namespace,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=0,
+            cpus=self._cpus,
             max_concurrency=256,
-            num_cpus=self._cpus,
-        ).remote(*self._arguments)
-        return handle
+        )
 
     def _running(self) -> dict[str, ActorHandle[Any]]:
-        if not ray.is_initialized():
-            raise ConnectionError("not connected to Ray")
-        found = {}
-        for entry in ray.util.list_named_actors(all_namespaces=True):
-            if entry["namespace"] == self._namespace and entry["name"].startswith(("calendars:", "calendar:")):
-                try:
-                    found[entry["name"]] = ray.get_actor(entry["name"], namespace=self._namespace)
-                except ValueError:
-                    continue
-        return found
+        return detached.running(self._namespace, ("calendars:", "calendar:"))
 
 
 class _RayRef:

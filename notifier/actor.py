@@ -7,7 +7,7 @@ its process or its node died, goes on with the next question. ``run`` is also ho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from actors import detached
 from actors.client import freeze_heap
 from notifier.email import EmailSender, MailServer
 from notifier.notifier import Notifier, NotifierLimits
@@ -154,68 +155,60 @@ class RayNotifiers:
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
+        self._handles: dict[str, ActorHandle[Any]] = {}
+        self._finding: dict[str, asyncio.Future[ActorHandle[Any]]] = {}
 
     async def run(self, config: NotifierConfig, *, actors: int) -> Mapping[str, Mapping[str, Any]]:
         """Have so many work for each channel that has a provider; the figures of those that have answered, by name."""
         names = [f"{NAME}{channel.value}:{number}" for channel in config.channels for number in range(actors)]
-        return await _answers({name: self._ask(partial(self._get_or_start, name), "run", config) for name in names})
+        return await _answers({name: self._run(name, config) for name in names})
 
     async def status(self) -> Mapping[str, Mapping[str, Any]]:
         """The figures of all that there are, by name; whoever does not answer is left out."""
-        return await _answers(
-            {name: self._ask(partial(self._get, name), "status") for name in await asyncio.to_thread(self._running)}
-        )
+        handles = await asyncio.to_thread(detached.running, self._namespace, (NAME,))
+        return await _answers({name: _ask(name, handle.status) for name, handle in handles.items()})
 
     async def stop(self) -> None:
         """End all that there are, in order."""
-        await asyncio.gather(*(self._stop(name) for name in await asyncio.to_thread(self._running)))
-
-    async def _ask(
-        self, find: Callable[[], ActorHandle[Any]], method: str, *arguments: object
-    ) -> Mapping[str, Any] | None:
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                handle = await asyncio.to_thread(find)
-                figures: Mapping[str, Any] = await getattr(handle, method).remote(*arguments)
-                return figures
-        except (RayError, ValueError, ConnectionError, TimeoutError) as failure:
-            log.warning("notifier_lost", reason=type(failure).__name__)
-            return None
-
-    async def _stop(self, name: str) -> None:
-        try:
-            handle = await asyncio.to_thread(self._get, name)
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await handle.stop.remote()
+        handles = await asyncio.to_thread(detached.running, self._namespace, (NAME,))
+        await asyncio.gather(*(_ask(name, handle.stop) for name, handle in handles.items()))
+        for handle in handles.values():
             ray.kill(handle)
-        except (RayError, ValueError, TimeoutError) as failure:
-            log.warning("notifier_not_stopped", actor=name, reason=type(failure).__name__)
 
-    def _get_or_start(self, name: str) -> ActorHandle[Any]:
-        if not ray.is_initialized():  # Asked now, Ray would start a cluster of its own.
-            raise ConnectionError("not connected to Ray")
-        actor_class: Any = ray.remote(RayNotifier)
-        handle: ActorHandle[Any] = actor_class.options(
-            name=name,
-            namespace=self._namespace,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=0,
-            num_cpus=CPUS,
-        ).remote(name.split(":")[1])
+    async def _run(self, name: str, config: NotifierConfig) -> Mapping[str, Any] | None:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                handle = self._handles.get(name) or await self._find(name)
+        except (RayError, ValueError, ConnectionError, RuntimeError, TimeoutError) as failure:
+            log.warning("notifier_not_found", actor=name, reason=type(failure).__name__)
+            return None
+        figures = await _ask(name, handle.run, config)
+        if figures is None:
+            self._handles.pop(name, None)
+        return figures
+
+    async def _find(self, name: str) -> ActorHandle[Any]:
+        """Looked for in one thread at a time, however long Ray takes: others need threads, too."""
+        finding = self._finding.get(name)
+        if finding is None or finding.done():
+            look = partial(
+                detached.get_or_start, RayNotifier, name, name.split(":")[1], namespace=self._namespace, cpus=CPUS
+            )
+            finding = self._finding[name] = asyncio.ensure_future(asyncio.to_thread(look))
+            finding.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # Perhaps nobody waits.
+        handle = self._handles[name] = await asyncio.shield(finding)
         return handle
 
-    def _get(self, name: str) -> ActorHandle[Any]:
-        handle: ActorHandle[Any] = ray.get_actor(name, namespace=self._namespace)
-        return handle
 
-    def _running(self) -> list[str]:
-        return [
-            entry["name"]
-            for entry in ray.util.list_named_actors(all_namespaces=True)
-            if entry["namespace"] == self._namespace and entry["name"].startswith(NAME)
-        ]
+async def _ask(name: str, method: Any, *arguments: object) -> Mapping[str, Any] | None:
+    """What an actor answers; ``None``: nothing, or not in time."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            figures: Mapping[str, Any] | None = await method.remote(*arguments)
+            return figures
+    except (RayError, TimeoutError) as failure:
+        log.warning("notifier_lost", actor=name, reason=type(failure).__name__)
+        return None
 
 
 async def _answers(
