@@ -20,7 +20,6 @@ import string
 import time
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +201,6 @@ def free_port(*, avoid: Container[int] = ()) -> int:
             port = int(probe.getsockname()[1])
         if port not in avoid:
             return port
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this is a name or an address of this very machine, reached from nowhere else."""
-    try:
-        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def is_port_free(port: int) -> bool:

@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from email.utils import parseaddr
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -23,7 +23,6 @@ from persistence.sealed import decode_key
 
 PREFIX = "ZAPIS_"
 PUSH_SERVICES = "fcm.googleapis.com,updates.push.services.mozilla.com,.notify.windows.com,web.push.apple.com"
-LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 COUNT_MAX = 1_000_000_000
 LARGEST = {"s": 3_650 * 86_400, "minutes": 3_650 * 1_440, "days": 3_650}
 """The largest value of a setting by its unit: ten years."""
@@ -223,7 +222,7 @@ class Settings(BaseSettings):
     @field_validator("mailbox_dir")
     @classmethod
     def _is_shown_to_nobody_else(cls, directory: Path | None, info: ValidationInfo) -> Path | None:
-        if directory is not None and info.data.get("host") not in LOOPBACK_HOSTS:
+        if directory is not None and not is_loopback(info.data.get("host", "")):
             raise ValueError(f"is for servers on loopback only, where {PREFIX}HOST is 127.0.0.1")
         return directory
 
@@ -289,6 +288,14 @@ def read_settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this is a name or an address of this very machine, reached from nowhere else."""
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def variable(name: str) -> str:

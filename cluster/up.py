@@ -33,7 +33,7 @@ from cluster.data_directory import DataDirectory, Runtime, make_password
 from cluster.embedded import EmbeddedMail, EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey, Server
 from cluster.processes import Child, Program, StartFailed, end_left_over
 from cluster.serve import authority, listen
-from cluster.settings import LOOPBACK_HOSTS, OperatorError, Settings, variable
+from cluster.settings import OperatorError, Settings, is_loopback, variable
 
 PAUSE_MIN_S = 0.5
 PAUSE_MAX_S = 30.0
@@ -269,7 +269,7 @@ class _Up:
 
     def _mailbox_dir(self) -> str | None:
         """Mail is shown where all that it says is made up, and to nobody elsewhere."""
-        shown = self.mail is not None and self.settings.demo and self.settings.host in LOOPBACK_HOSTS
+        shown = self.mail is not None and self.settings.demo and is_loopback(self.settings.host)
         return str(self.mail.directory) if shown and self.mail is not None else None
 
     def _master_key_file(self) -> str | None:

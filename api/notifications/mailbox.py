@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from api.errors import Problem
 from api.notifications.pages import html_page
-from cluster.data_directory import is_loopback
 from cluster.mail_server import kept_mail, kept_mails
+from cluster.settings import is_loopback
 
 PATH: Final = "/dev/mailbox"
 SHOWN_MAX: Final = 200

@@ -45,7 +45,7 @@ async def get_preferences(principal: CurrentUser, services: TheServices) -> Resp
     """What the caller wants to hear of, and how."""
     now = datetime.now(UTC)
     async with services.unit_of_work() as work:
-        user, known = await _known(work, principal.user_id)
+        user, known = await _known(work, principal.user_id, lock=False)
     return Json(known.plain() | {"locale": user.locale}, headers=as_of(now))
 
 
@@ -123,7 +123,7 @@ async def ask_to_unsubscribe(token: Token, services: TheServices) -> Response:
     """A page that asks once more: programs follow links in mail before people do."""
     link = _read(services, token)
     async with services.unit_of_work() as work:
-        user, _ = await _known(work, link.user_id)
+        user, _ = await _known(work, link.user_id, lock=False)
     return html_page("unsubscribe.html", user.locale, topic=link.topic.value, channel=link.channel.value, done=False)
 
 
@@ -144,9 +144,9 @@ async def unsubscribe(request: Request, token: Token, services: TheServices) -> 
     return html_page("unsubscribe.html", user.locale, topic=link.topic.value, channel=link.channel.value, done=True)
 
 
-async def _known(work: UnitOfWork, user_id: str) -> tuple[User, Preferences]:
-    """A user, kept from being changed by others, and what they have chosen."""
-    user = await work.users.get(user_id, lock=True)
+async def _known(work: UnitOfWork, user_id: str, *, lock: bool = True) -> tuple[User, Preferences]:
+    """A user and what they have chosen; ``lock`` keeps others from changing it."""
+    user = await work.users.get(user_id, lock=lock)
     if user is None:
         raise Problem("not_found")
     chosen = await Notifications(work.connection).chosen([user_id])
