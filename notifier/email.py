@@ -88,6 +88,9 @@ class EmailSender:
         except aiosmtplib.SMTPRecipientsRefused as refusal:
             self._keep(connection)
             raise _failure(refusal.recipients[0].code) from None
+        except aiosmtplib.SMTPSenderRefused as refusal:
+            self._keep(connection)
+            raise Failed(f"SMTP {refusal.code}", away=True) from None  # It is we who are refused, not the message.
         except aiosmtplib.SMTPResponseException as refusal:
             self._keep(connection)
             raise _failure(refusal.code) from None

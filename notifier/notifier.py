@@ -39,6 +39,8 @@ GATHER_S: Final = 0.03
 RETRY_S: Final = 0.5
 """After the database or Redis has failed."""
 BUG: Final = "bug"
+UNREADABLE: Final = (Unreadable, ValueError, TypeError, LookupError)
+"""What cannot be opened, or was written by a release that knows more than this one."""
 
 log = structlog.get_logger()
 
@@ -229,13 +231,13 @@ class Notifier:
         if leased:
             try:
                 contents = await self._read(leased, now)
-            except Unreadable:  # Of one of them: it must not keep the others back.
+            except UNREADABLE:  # Of one of them: it must not keep the others back.
                 contents = []
                 for each in leased:
                     try:
                         contents += await self._read([each], now)
-                    except Unreadable:
-                        log.error("notification_unreadable", notification_id=each.id)
+                    except UNREADABLE as failure:
+                        log.error("notification_unreadable", notification_id=each.id, exc_info=failure)
                         self._again(each, "unreadable", None)
             for content in contents:
                 if isinstance(content, NotSent):

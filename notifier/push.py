@@ -6,6 +6,7 @@ database can push to nobody. A subscription whose push service says that it is g
 
 from __future__ import annotations
 
+import asyncio
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Iterable
@@ -77,8 +78,8 @@ class PushSender:
         subscriptions = message.content.subscriptions
         failure: Failed | Refused | None = None
         accepted = gone = 0
-        for subscription in subscriptions:
-            answer = await self._push(message, subscription)
+        answers = await asyncio.gather(*(self._push(message, each) for each in subscriptions))
+        for subscription, answer in zip(subscriptions, answers, strict=True):
             if isinstance(answer, Failed):
                 failure = answer
             elif answer.status_code in GONE:

@@ -32,9 +32,12 @@ class MailServer:
     failing: float = 0.0
     """How many of ten attempts, as a fraction, are refused in passing (451)."""
     slow_s: float = 0.0
+    in_hand: int = 0
+    """How many mails came while it was slow."""
     withheld: int = 0
     """So many answers are not given: the mail is accepted, and the connection ends."""
     answers_withheld: int = 0
+    wants_sender: bool = True
     refused: set[str] = field(default_factory=set)
     """Addresses that nobody has (550)."""
     mails: list[EmailMessage] = field(default_factory=list)
@@ -68,6 +71,16 @@ class MailServer:
             loop=asyncio.get_running_loop(),
         )
 
+    async def handle_MAIL(  # noqa: N802  # aiosmtpd's name
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        """Whether mail of that sender is taken."""
+        if not self.wants_sender:
+            return "550 not from you"
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 OK"
+
     async def handle_RCPT(  # noqa: N802  # aiosmtpd's name
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
@@ -82,7 +95,8 @@ class MailServer:
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
         """Take the mail, or not."""
         if self.slow_s:
-            await asyncio.sleep(self.slow_s)
+            self.in_hand += 1
+            await asyncio.sleep(self.slow_s)  # Whoever goes away meanwhile has sent nothing.
         if self.dice.random() < self.failing:
             return "451 try again later"
         content = envelope.content

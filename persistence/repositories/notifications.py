@@ -127,6 +127,8 @@ class Backlog:
 
 
 DUE_MAX: Final = 100_000
+TOGETHER_MAX: Final = 1_000
+"""Messages in one statement, which may have 65,535 parameters."""
 
 
 class Notifications:
@@ -219,8 +221,10 @@ class Notifications:
 
     async def add(self, new: Sequence[NewNotification]) -> None:
         """Keep messages; those that there are already stay as they are, but what was void is to be sent again."""
-        if not new:
-            return
+        for first in range(0, len(new), TOGETHER_MAX):
+            await self._add(new[first : first + TOGETHER_MAX])
+
+    async def _add(self, new: Sequence[NewNotification]) -> None:
         statement = insert(notification).values(
             [{"id": new_id(), "next_at": each.due_at} | asdict(each) for each in new]
         )

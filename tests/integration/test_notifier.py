@@ -26,7 +26,9 @@ from notifier.push import PushKeys, PushSender
 from notifier.senders import Message, Sender
 from notifier.sms import SmsProvider, SmsSender
 from notifier.unsubscribe import link_maker
+from persistence.identifiers import new_id
 from persistence.repositories.codes import Purpose
+from persistence.repositories.notifications import NewNotification, Notifications
 from persistence.repositories.push_subscriptions import PushSubscriptions
 from tests.integration.application import PASSWORD, Application, running
 from tests.integration.clinic import Clinic, open_clinic
@@ -327,6 +329,54 @@ async def test_what_cannot_be_sent_in_a_way_that_nobody_foresaw_delays_nobody(de
         assert (await notifier.status())["counts"][-1] == ["booked", "sent", 3]
     finally:
         await notifier.stop()
+
+
+async def test_a_row_that_this_release_does_not_understand_delays_nobody(desk: Desk) -> None:
+    async with desk.notifying():
+        await desk.book(0)
+        await desk.until_rows(("booked", "", "sent"), *reminders_of(1))
+        async with desk.api.services.unit_of_work() as work:
+            # As a newer one may have written them, of this visit and of a cause.
+            await work.connection.execute(
+                text("UPDATE notification SET kind = 'invented', next_at = now() WHERE ahead = 'P1D'")
+            )
+            await work.connection.execute(
+                text("INSERT INTO outbox (id, kind, user_id, due_at) VALUES (:id, 'invented', :id, now())"),
+                desk.patient,
+            )
+        await desk.book(1)
+        await desk.until(lambda: len(desk.mail.mails) == 2)
+
+
+async def test_more_messages_than_fit_into_one_statement_are_planned(desk: Desk) -> None:
+    now = datetime.now(UTC)
+    new = [
+        NewNotification(
+            outbox_id=new_id(),
+            kind="reminder",
+            ahead="P1D",
+            channel=Channel.SMS,
+            user_id=desk.patient["id"],
+            appointment_id=new_id(),
+            version=1,
+            due_at=now,
+            expires_at=now,
+        )
+        for _ in range(7_000)
+    ]
+    async with desk.api.services.unit_of_work() as work:
+        await Notifications(work.connection).add(new)
+        assert (await Notifications(work.connection).backlog(Channel.SMS, now=now)).due == len(new)
+
+
+async def test_a_sender_that_the_server_does_not_want_is_no_fault_of_the_message(desk: Desk) -> None:
+    desk.mail.wants_sender = False
+    await desk.book()
+    async with desk.notifying():
+        await asyncio.sleep(0.5)
+        assert (await desk.rows())[0] == ("booked", "", None)
+        desk.mail.wants_sender = True
+        await desk.until_rows(("booked", "", "sent"), *reminders_of(1))
 
 
 async def test_a_channel_that_was_switched_off_meanwhile_is_silent(desk: Desk) -> None:
