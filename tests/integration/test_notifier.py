@@ -287,11 +287,11 @@ async def test_a_server_that_is_away_is_waited_for(desk: Desk) -> None:
 
 
 async def test_who_dies_while_sending_leaves_it_to_the_next(desk: Desk) -> None:
-    desk.mail.slow_s = 5.0
+    desk.mail.slow_s = 60.0
     await desk.book()
     dying = desk.notifier()
     dying.start()
-    await desk.until(lambda: bool(dying._sending))
+    await desk.until(lambda: desk.mail.in_hand == 1)
     await kill(dying)
     desk.mail.slow_s = 0.0
     async with desk.notifying():
