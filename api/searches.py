@@ -127,7 +127,7 @@ class Searches:
         ``doctor_id`` names the one calendar that it is about, if it is about nothing else.
 
         Raises:
-            DatabaseUnavailable: and nothing is known.
+            DatabaseUnavailable: and nothing is known, or what is known is wrong.
         """
         if (answer := self.known(key, doctor_id)) is not None:
             return answer

@@ -22,9 +22,9 @@ from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 MAX_AGE_S: Final = 1.0
 READ_TIMEOUT_S: Final = 3.0
 AWAY_S: Final = 1.0
+"""After a failed read the database counts as away for so long: nobody waits for it who can be answered without it."""
 PATIENCE_S: Final = 0.2
 """Who can be told something older waits no longer than that for something new."""
-"""After a failed read the database counts as away for so long: nobody waits for it who can be answered without it."""
 LOCATIONS_MAX: Final = 10_000
 SERVICES_MAX: Final = 10_000
 
