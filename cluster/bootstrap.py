@@ -111,7 +111,7 @@ async def open_services(settings: Settings) -> Services:
         calendars=calendars,
         moves=moves,
         supervisor=supervisor,
-        notifiers=NotifierKeeper(settings),
+        notifiers=NotifierKeeper(settings, partial(UnitOfWork, database, vault)),
     )
 
 

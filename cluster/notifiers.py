@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from email.utils import parseaddr
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from prometheus_client.registry import Collector
 from actors import tasks
 from cluster.settings import Settings
 from notifier.actor import NotifierConfig, RayNotifiers
+from notifier.clock import DatabaseClock
 from notifier.email import MailServer
 from notifier.notifier import NotifierLimits
 from notifier.preferences import Channel
@@ -20,6 +22,7 @@ from notifier.push import PushKeys
 from notifier.sms import SmsProvider
 from persistence.announcements import channel_of
 from persistence.sealed import Vault
+from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 
 ROUND_S: Final = 2.0
 
@@ -50,10 +53,11 @@ def notifier_config(settings: Settings) -> NotifierConfig:
 class NotifierKeeper(Collector):
     """Asks them to run, over and over; a Prometheus collector of what they answered last."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, begin: Callable[[], UnitOfWork]) -> None:
         self._notifiers = RayNotifiers(settings.ray_namespace)
         self._config = notifier_config(settings)
         self._actors = settings.notifiers
+        self._begin = begin
         self._keeping: asyncio.Task[None] | None = None
         self.figures: Mapping[str, Mapping[str, Any]] = {}
         """By actor, as ``Notifier.status`` gives them."""
@@ -78,9 +82,19 @@ class NotifierKeeper(Collector):
             await tasks.end(self._keeping)
 
     async def _keep(self) -> None:
+        since = await self._now()
         while True:
-            self.figures = await self._notifiers.run(self._config, actors=self._actors)
+            self.figures = await self._notifiers.run(self._config, actors=self._actors, since=since)
             await asyncio.sleep(ROUND_S)
+
+    async def _now(self) -> datetime:
+        """By the database's clock, once there is a database."""
+        while True:
+            try:
+                async with self._begin() as work:
+                    return await DatabaseClock().read(work)
+            except DatabaseUnavailable:
+                await asyncio.sleep(ROUND_S)
 
     def collect(self) -> Iterator[Metric]:
         """The figures. Every API process tells those of all notifiers: take the largest of an actor, not the sum."""

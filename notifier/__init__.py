@@ -23,6 +23,7 @@ What holds:
 - An attempt that fails in passing is made again after a pause that doubles; one that fails for good ends the row. A
   provider that is away holds up nobody's row for longer than it is away: while nothing gets through, one row at a time
   is tried.
+- What is due, and until when a lease lasts, is told by the database's clock; those of the nodes may be wrong.
 - Whoever fails, in whatever way, delays no other: every message is a task of its own.
 - A signal from Redis wakes a notifier; that it looks every second does not depend on it.
 """

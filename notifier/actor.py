@@ -2,17 +2,20 @@
 
 An actor begins to work when it is asked to ``run``, and is asked again and again: one that Ray has started anew, after
 its process or its node died, goes on with the next question. ``run`` is also how it is looked at.
+
+Where those who ask differ, as while a release is rolled out, the one who was started last decides, for as long as it
+asks: how notifiers work, on which channels and how many there are. The others look on.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import ray
 import structlog
@@ -22,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from actors import detached
 from actors.client import freeze_heap
+from notifier.clock import DatabaseClock
 from notifier.email import EmailSender, MailServer
 from notifier.notifier import Notifier, NotifierLimits
 from notifier.preferences import Channel
@@ -40,8 +44,12 @@ POOL: Final = 4
 CPUS: Final = 0.05
 """Of a node, as Ray counts them: an actor that takes nothing makes its node look idle to the autoscaler."""
 ANSWER_TIMEOUT_S: Final = 5.0
+DECIDES_FOR_S: Final = 10.0
+"""Who has not asked for so long has gone, and the one who was started before it decides again."""
 
 log = structlog.get_logger()
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +86,7 @@ def open_notifier(config: NotifierConfig, channel: Channel, vault: Vault, databa
         begin=partial(UnitOfWork, database, vault),
         sender=_sender(config, channel, vault, database),
         signals=partial(_signals, config),
-        clock=lambda: datetime.now(UTC),
+        clock=DatabaseClock(),
         unsubscribe_url=link_maker(vault, config.public_url) if config.public_url is not None else None,
         limits=config.limits,
     )
@@ -115,19 +123,36 @@ class RayNotifier:
         self._config: NotifierConfig | None = None
         self._notifier: Notifier | None = None
         self._database: AsyncEngine | None = None
+        self._decided_by: datetime | None = None
+        self._asked_at = 0.0
         self._turn = asyncio.Lock()
 
-    async def run(self, config: NotifierConfig) -> dict[str, Any]:
-        """Work by this configuration; its figures, empty while the database is away."""
+    async def run(self, config: NotifierConfig, since: datetime) -> dict[str, Any]:
+        """Work by this configuration; its figures, empty while the database is away.
+
+        ``since`` is when who asks was started: if somebody who was started later decides, nothing changes.
+        """
         async with self._turn:
-            if self._notifier is None or not self._notifier.running or config != self._config:
-                await self._end()
-                self._config = config
-                self._database = open_database(config.database_url, pool_max=POOL)
-                self._notifier = open_notifier(config, self._channel, _vault(config), self._database)
-                self._notifier.start()
-                freeze_heap()
+            newest = await self.decided_by()
+            if newest is None or newest <= since:
+                self._decided_by, self._asked_at = since, asyncio.get_running_loop().time()
+                await self._work_by(config)
         return await self.status()
+
+    async def decided_by(self) -> datetime | None:
+        """When who decides how this works was started; ``None``: nobody does."""
+        if asyncio.get_running_loop().time() > self._asked_at + DECIDES_FOR_S:
+            return None
+        return self._decided_by
+
+    async def _work_by(self, config: NotifierConfig) -> None:
+        if self._notifier is None or not self._notifier.running or config != self._config:
+            await self._end()
+            self._config = config
+            self._database = open_database(config.database_url, pool_max=POOL)
+            self._notifier = open_notifier(config, self._channel, _vault(config), self._database)
+            self._notifier.start()
+            freeze_heap()
 
     async def status(self) -> dict[str, Any]:
         """Its figures; empty before it runs, and while the database is away."""
@@ -156,12 +181,21 @@ class RayNotifiers:
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._handles: dict[str, ActorHandle[Any]] = {}
-        self._finding: dict[str, asyncio.Future[ActorHandle[Any]]] = {}
+        self._looking: dict[str, asyncio.Future[Any]] = {}
 
-    async def run(self, config: NotifierConfig, *, actors: int) -> Mapping[str, Mapping[str, Any]]:
-        """Have so many work for each channel that has a provider; the figures of those that have answered, by name."""
-        names = [f"{NAME}{channel.value}:{number}" for channel in config.channels for number in range(actors)]
-        return await _answers({name: self._run(name, config) for name in names})
+    async def run(self, config: NotifierConfig, *, actors: int, since: datetime) -> Mapping[str, Mapping[str, Any]]:
+        """Have so many work for each channel that has a provider, and no others; the figures of those that answer.
+
+        Unless somebody who was started later than ``since`` decides: then these are the figures of those that there
+        are.
+        """
+        there = await self._there()
+        decided_by = await _answers({name: _ask(name, handle.decided_by) for name, handle in there.items()})
+        if any(each > since for each in decided_by.values()):
+            return await _answers({name: _ask(name, handle.status) for name, handle in there.items()})
+        wanted = {f"{NAME}{channel.value}:{number}" for channel in config.channels for number in range(actors)}
+        await _stop({name: handle for name, handle in there.items() if name not in wanted})
+        return await _answers({name: self._run(name, config, since) for name in wanted})
 
     async def status(self) -> Mapping[str, Mapping[str, Any]]:
         """The figures of all that there are, by name; whoever does not answer is left out."""
@@ -170,52 +204,62 @@ class RayNotifiers:
 
     async def stop(self) -> None:
         """End all that there are, in order."""
-        handles = await asyncio.to_thread(detached.running, self._namespace, (NAME,))
-        await asyncio.gather(*(_ask(name, handle.stop) for name, handle in handles.items()))
-        for handle in handles.values():
-            ray.kill(handle)
+        await _stop(await asyncio.to_thread(detached.running, self._namespace, (NAME,)))
 
-    async def _run(self, name: str, config: NotifierConfig) -> Mapping[str, Any] | None:
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                handle = self._handles.get(name) or await self._find(name)
-        except (RayError, ValueError, ConnectionError, RuntimeError, TimeoutError) as failure:
-            log.warning("notifier_not_found", actor=name, reason=type(failure).__name__)
-            return None
-        figures = await _ask(name, handle.run, config)
+    async def _run(self, name: str, config: NotifierConfig, since: datetime) -> Mapping[str, Any] | None:
+        handle = self._handles.get(name)
+        if handle is None:
+            start = partial(
+                detached.get_or_start, RayNotifier, name, name.split(":")[1], namespace=self._namespace, cpus=CPUS
+            )
+            handle = await self._look(name, start)
+            if handle is None:
+                return None
+            self._handles[name] = handle
+        figures: Mapping[str, Any] | None = await _ask(name, handle.run, config, since)
         if figures is None:
             self._handles.pop(name, None)
         return figures
 
-    async def _find(self, name: str) -> ActorHandle[Any]:
-        """Looked for in one thread at a time, however long Ray takes: others need threads, too."""
-        finding = self._finding.get(name)
-        if finding is None or finding.done():
-            look = partial(
-                detached.get_or_start, RayNotifier, name, name.split(":")[1], namespace=self._namespace, cpus=CPUS
-            )
-            finding = self._finding[name] = asyncio.ensure_future(asyncio.to_thread(look))
-            finding.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # Perhaps nobody waits.
-        handle = self._handles[name] = await asyncio.shield(finding)
-        return handle
+    async def _there(self) -> Mapping[str, ActorHandle[Any]]:
+        """Those that there are; while Ray does not say, those that were found before."""
+        found = await self._look("all", partial(detached.running, self._namespace, (NAME,)))
+        return dict(self._handles) if found is None else found
+
+    async def _look(self, what: str, look: Callable[[], Found]) -> Found | None:
+        """What is found, if in time. In one thread at a time, however long Ray takes: others need threads, too."""
+        looking = self._looking.get(what)
+        if looking is None or looking.done():
+            looking = self._looking[what] = asyncio.ensure_future(asyncio.to_thread(look))
+            looking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # Perhaps nobody waits.
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                found: Found = await asyncio.shield(looking)
+                return found
+        except (RayError, ValueError, ConnectionError, RuntimeError, TimeoutError) as failure:
+            log.warning("notifier_not_found", actor=what, reason=type(failure).__name__)
+            return None
 
 
-async def _ask(name: str, method: Any, *arguments: object) -> Mapping[str, Any] | None:
+async def _stop(handles: Mapping[str, ActorHandle[Any]]) -> None:
+    await asyncio.gather(*(_ask(name, handle.stop) for name, handle in handles.items()))
+    for handle in handles.values():
+        ray.kill(handle)
+
+
+async def _ask(name: str, method: Any, *arguments: object) -> Any:
     """What an actor answers; ``None``: nothing, or not in time."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            figures: Mapping[str, Any] | None = await method.remote(*arguments)
-            return figures
+            return await method.remote(*arguments)
     except (RayError, TimeoutError) as failure:
         log.warning("notifier_lost", actor=name, reason=type(failure).__name__)
         return None
 
 
-async def _answers(
-    asked: Mapping[str, Coroutine[Any, Any, Mapping[str, Any] | None]],
-) -> dict[str, Mapping[str, Any]]:
+async def _answers(asked: Mapping[str, Coroutine[Any, Any, Any]]) -> dict[str, Any]:
     answers = await asyncio.gather(*asked.values())
-    return {name: figures for name, figures in zip(asked, answers, strict=True) if figures is not None}
+    return {name: answer for name, answer in zip(asked, answers, strict=True) if answer is not None}
 
 
 def _vault(config: NotifierConfig) -> Vault:

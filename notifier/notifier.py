@@ -14,6 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from actors import tasks
+from notifier.clock import Clock
 from notifier.contents import Content, NotSent, read_contents
 from notifier.plan import ACCOUNT, NEWS_FOR, REMINDER, PlannedVisit, Recipient, plan_reminders, plan_visit
 from notifier.preferences import Channel, Preferences
@@ -45,7 +46,6 @@ UNREADABLE: Final = (Unreadable, ValueError, TypeError, LookupError)
 log = structlog.get_logger()
 
 Begin = Callable[[], UnitOfWork]
-Clock = Callable[[], datetime]
 Signals = Callable[[], AsyncIterator[object]]
 
 
@@ -140,8 +140,8 @@ class Notifier:
         Raises:
             DatabaseUnavailable
         """
-        now = self._clock()
         async with self._begin() as work:
+            now = await self._clock.read(work)
             backlog = await Notifications(work.connection).backlog(self._channel, now=now)
         lag = sorted(self._lag_s)
         return {
@@ -172,8 +172,8 @@ class Notifier:
 
     async def _plan_some(self) -> int:
         """Plan the oldest causes, in one transaction; returns how many."""
-        now = self._clock()
         async with self._begin() as work:
+            now = await self._clock.read(work)
             notifications = Notifications(work.connection)
             causes = await notifications.take_causes(limit=CAUSES_TOGETHER, now=now)
             if not causes:
@@ -223,9 +223,9 @@ class Notifier:
         return min(room, LEASE_TOGETHER) if room >= self._limits.sending_max // 2 or not self._sending else 0
 
     async def _lease_some(self, limit: int) -> list[Notification]:
-        now = self._clock()
         give_up_at = asyncio.get_running_loop().time() + self._limits.lease_s
         async with self._begin() as work:
+            now = await self._clock.read(work)
             until = now + timedelta(seconds=self._limits.lease_s)
             leased = await Notifications(work.connection).lease(self._channel, now=now, until=until, limit=limit)
         if leased:
@@ -327,10 +327,11 @@ class Notifier:
         """Until the next message is due, or until it is time to look anyway."""
         try:
             async with self._begin() as work:
+                now = await self._clock.read(work)
                 next_at = await Notifications(work.connection).next_at(self._channel)
         except DatabaseUnavailable:
             return RETRY_S
-        wait_s = self._limits.poll_s if next_at is None else (next_at - self._clock()).total_seconds()
+        wait_s = self._limits.poll_s if next_at is None else (next_at - now).total_seconds()
         return min(max(wait_s, GATHER_S), self._limits.poll_s)
 
     # Marking

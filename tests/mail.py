@@ -101,13 +101,17 @@ class MailServer:
             return "451 try again later"
         content = envelope.content
         assert isinstance(content, bytes)
-        self.mails.append(message_from_bytes(content, policy=policy.default))
+        self.keep(content)
         if self.withheld:
             self.withheld -= 1
             self.answers_withheld += 1
             assert isinstance(server.transport, asyncio.Transport)
             server.transport.abort()
         return "250 OK"
+
+    def keep(self, content: bytes) -> None:
+        """Remember a mail that was accepted."""
+        self.mails.append(message_from_bytes(content, policy=policy.default))
 
     @property
     def by_message_id(self) -> Counter[str]:

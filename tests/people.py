@@ -49,20 +49,23 @@ class People:
         return (await self.patients(1, name, birth_date))[0]
 
     async def patients(
-        self, count: int, name: str = "Anna Petrova", birth_date: date = date(1990, 4, 12)
+        self, count: int, name: str = "Anna Petrova", birth_date: date = date(1990, 4, 12), *, with_mail: bool = False
     ) -> list[Person]:
-        """So many patients."""
+        """So many patients, perhaps with e-mail addresses that are known to be theirs."""
+        logins = [_login("patient") for _ in range(count)]
         async with self._unit_of_work() as work:
             users = [
                 await create_user(
                     work,
-                    login=_login("patient"),
+                    login=login,
                     password_hash=NO_PASSWORD,
                     name=name,
-                    phone="+4930901820",
+                    email=f"{login}@mail.example" if with_mail else "",
+                    phone="" if with_mail else "+4930901820",
                     birth_date=birth_date,
+                    verified=with_mail,
                 )
-                for _ in range(count)
+                for login in logins
             ]
         return [await self._person(user.id, name, patient_id=user.patient_id or "") for user in users]
 

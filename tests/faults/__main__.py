@@ -20,10 +20,14 @@ from cluster.settings import PREFIX
 from tests.faults.campaign import Campaign, Line, running_campaign
 from tests.faults.history import Outcome
 from tests.faults.mutants import MUTANTS
-from tests.faults.nemeses import NEMESES
+from tests.faults.nemeses import NEMESES, Nemesis
+from tests.faults.reminders import AMID_REMINDERS
 from tests.faults.servers import running_cluster
 
-COLUMNS = ("fault", "times", "first good answer", "all calendars", "target", "commands", "ok", "fail", "unknown")
+COLUMNS = (
+    *("fault", "times", "first good answer", "all calendars", "target", "no mail for"),
+    *("commands", "ok", "fail", "unknown"),
+)
 
 MUTANT_TIMES = 3
 MUTANT_PATIENCE_S = 10.0
@@ -37,17 +41,22 @@ async def run(seed: int, minutes: float, only: Sequence[str]) -> int:
     _end_in_order()
     _say(f"seed {seed}, {minutes:g} minutes")
     began = time.monotonic()
-    nemeses = [each for each in NEMESES if not only or any(word in each.name for word in only)]
+    nemeses, last = (_named(only, each) for each in (NEMESES, (AMID_REMINDERS,)))
     async with running_cluster() as cluster, running_campaign(cluster, seed) as campaign:
         if not cluster.disk.mounted:
             _say("no small disk can be mounted here: PostgreSQL's is never full")
-        for nemesis in nemeses:
+        for nemesis in (*nemeses, *last):
             _progress(began, await campaign.fault(nemesis))
         while (left := began + 60 * minutes - time.monotonic()) > MIX_MIN_S and not only:
             _progress(began, await campaign.mix(nemeses, min(left, MIX_MAX_S)))
         await campaign.finish()
         _report(campaign, time.monotonic() - began)
         return _verdict(campaign, seed)
+
+
+def _named(words: Sequence[str], nemeses: Sequence[Nemesis]) -> list[Nemesis]:
+    """Those whose name has one of the words, or all."""
+    return [each for each in nemeses if not words or any(word in each.name for word in words)]
 
 
 async def run_mutants(seed: int) -> int:
@@ -87,7 +96,7 @@ def _report(campaign: Campaign, seconds: float) -> None:
         counts = campaign.history.counts(line.first, line.end)
         target = "" if line.target_s is None else _seconds(line.target_s)
         numbers = (counts.total(), counts[Outcome.OK], counts[Outcome.FAIL], counts[Outcome.UNKNOWN])
-        times = (str(line.times), _seconds(line.first_s), _seconds(line.all_s), target)
+        times = (str(line.times), _seconds(line.first_s), _seconds(line.all_s), target, _seconds(line.silence_s))
         _say(_row((line.name, *times, *map(str, numbers))) + ("  LATE" if line.late else ""))
     counts = campaign.history.counts()
     _say(f"{counts.total()} commands in {seconds:.0f} s: " + ", ".join(f"{counts[each]} {each}" for each in Outcome))
@@ -96,6 +105,11 @@ def _report(campaign: Campaign, seconds: float) -> None:
     messages = sum(watcher.messages for watcher in campaign.watchers)
     opened = sum(watcher.opened for watcher in campaign.watchers)
     _say(f"feeds: {messages} changes seen by {len(campaign.watchers)} watchers, who connected {opened} times")
+    arrivals = campaign.cluster.postbox.arrivals
+    repeats = len(arrivals) - len({arrival.message_id for arrival in arrivals})
+    _say(f"mail: {len(arrivals)} came, {repeats} of them again")
+    for note in campaign.notes:
+        _say(note)
     _say("started again: " + (", ".join(f"{name} {n}" for name, n in campaign.cluster.restarts.items()) or "nothing"))
 
 

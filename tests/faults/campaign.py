@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 
 from cluster.settings import Settings
+from notifier.notifier import NotifierLimits
 from tests.e2e.clinic import Server as ClinicServer
 from tests.e2e.clinic import open_clinic
 from tests.faults.checker import check
@@ -30,11 +31,14 @@ from tests.people import Person
 CLIENTS = 64
 DOCTORS = 20
 SLOTS = 280
+SENDING_MAX = NotifierLimits().sending_max
 WATCHED_BY = 2
 """So many follow each calendar."""
 RECOVERY_DEADLINE_S = 90.0
 CALM_S = 2.0
 """Between two faults."""
+SILENCE_MAX_S = 60.0
+"""Some mail comes within this time, whatever has failed."""
 FINISH_S = 30.0
 """All have their answers by then."""
 
@@ -50,14 +54,17 @@ class Line:
     all_s: float | None
     """Until every calendar had."""
     target_s: float | None
+    silence_s: float
+    """The longest time in which no mail came."""
     first: int
     """Of its operations in the history, and the one behind the last."""
     end: int
 
     @property
     def late(self) -> bool:
-        """Whether it missed its target."""
-        return self.target_s is not None and (self.first_s is None or self.first_s > self.target_s)
+        """Whether it missed its target, or mail did not come for too long."""
+        missed = self.target_s is not None and (self.first_s is None or self.first_s > self.target_s)
+        return missed or self.silence_s > SILENCE_MAX_S
 
 
 @dataclass(slots=True)
@@ -74,22 +81,25 @@ class Campaign:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     lines: list[Line] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     clients: list[asyncio.Task[None]] = field(default_factory=list)
     watchers: list[Watcher] = field(default_factory=list)
+    in_flight_max: int = 0
+    """Of messages, when notifiers may have died, all times together."""
 
     async def fault(self, nemesis: Nemesis) -> Line:
         """One fault, watched until every calendar answers well again."""
-        began = len(self.history.operations)
+        began, began_at = len(self.history.operations), time.monotonic()
         recovery = await self._strike(nemesis, self.dice)
         await asyncio.sleep(CALM_S)
         await self._until(lambda: self.cluster.whole)
-        line = self._line(nemesis.name, [recovery] if recovery else [], nemesis.target_s, began)
+        line = self._line(nemesis.name, [recovery] if recovery else [], nemesis.target_s, began, began_at)
         self.lines.append(line)
         return line
 
     async def mix(self, nemeses: Sequence[Nemesis], seconds: float) -> Line:
         """Faults at the same time, one of PostgreSQL and one of something else at any moment, drawn by the seed."""
-        began = len(self.history.operations)
+        began, began_at = len(self.history.operations), time.monotonic()
         until = time.monotonic() + seconds
         recoveries: list[Recovery] = []
 
@@ -103,7 +113,7 @@ class Campaign:
         async with asyncio.TaskGroup() as group:
             for half, seed in zip(halves, seeds, strict=True):
                 group.create_task(one_after_another(half, random.Random(seed)))
-        line = self._line("all of them, two at a time", recoveries, None, began)
+        line = self._line("all of them, two at a time", recoveries, None, began, began_at)
         self.lines.append(line)
         return line
 
@@ -117,7 +127,9 @@ class Campaign:
         for client in self.clients:
             client.result()
         records = await read_records(self.cluster.direct_url)
-        self.violations = await asyncio.to_thread(check, self.history.operations, records)
+        records.arrivals = self.cluster.postbox.arrivals
+        records.in_flight_max = self.in_flight_max
+        self.violations += await asyncio.to_thread(check, self.history.operations, records)
         self.violations += await compare(self.watchers, self.cluster.direct_url)
 
     def leave_evidence(self) -> Path:
@@ -130,8 +142,12 @@ class Campaign:
     async def _strike(self, nemesis: Nemesis, own: random.Random) -> Recovery | None:
         """How all came back, if there was something to strike."""
         recovery = self.history.watch(frozenset(self.offer.doctor_ids))
+        self.in_flight_max += SENDING_MAX * nemesis.ends_notifiers
         try:
-            struck = await nemesis.strike(Scene(cluster=self.cluster, dice=own, recovery=recovery))
+            scene = Scene(
+                cluster=self.cluster, dice=own, recovery=recovery, notes=self.notes, violations=self.violations
+            )
+            struck = await nemesis.strike(scene)
             await self._until(lambda: recovery.complete)
         finally:
             self.history.forget(recovery)
@@ -145,7 +161,9 @@ class Campaign:
                     client.result()
             await asyncio.sleep(0.02)
 
-    def _line(self, name: str, recoveries: Sequence[Recovery], target_s: float | None, began: int) -> Line:
+    def _line(
+        self, name: str, recoveries: Sequence[Recovery], target_s: float | None, began: int, began_at: float
+    ) -> Line:
         firsts = [_first_s(each, self.offer.doctor_ids, self.cluster.calendar_actors) for each in recoveries]
         everyone = [max(each.answered_at.values()) - each.since if each.complete else None for each in recoveries]
         return Line(
@@ -156,6 +174,7 @@ class Campaign:
             else max((first for first in firsts if first is not None), default=0.0),
             all_s=None if None in everyone else max((each for each in everyone if each is not None), default=0.0),
             target_s=target_s,
+            silence_s=self.cluster.postbox.silence_s(began_at, time.monotonic()),
             first=began,
             end=len(self.history.operations),
         )
@@ -219,7 +238,7 @@ async def _found(cluster: Cluster, clients: int, doctors: int) -> tuple[list[Per
     """People with accounts, and doctors with free slots at the same times, published as an administrator does it."""
     settings = cluster.settings.model_copy(update={"database_url": cluster.direct_url})
     async with open_clinic(_clinic_server(cluster, settings)) as clinic:
-        people = await clinic.people.patients(clients)
+        people = await clinic.people.patients(clients, with_mail=True)
         slots = dict([await _doctor(clinic.doctor_with_slots) for _ in range(doctors)])
     async with await psycopg.AsyncConnection.connect(cluster.direct_url) as connection:
         cursor = await connection.execute("SELECT id::text FROM slot ORDER BY starts_at")

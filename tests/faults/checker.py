@@ -1,21 +1,22 @@
 """Whether what clients were told, the journal and the tables agree: every rule that may not break, whatever fails.
 
-The rules look at plain data: a history, and what stood in PostgreSQL afterwards (``records`` reads it). Each yields a
-line for every violation it finds.
+The rules look at plain data: a history, and what stood in PostgreSQL afterwards (``records``). Each yields a line for
+every violation it finds.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 from tests.faults.history import Attempt, Kind, Operation, Outcome
+from tests.faults.records import Cause, Event, Records, Visit
 
 VIOLATIONS_MAX = 50
 """Of each rule; the first tell enough."""
+ON_ITS_WAY_MAX_S = 12.0
+"""A message is read, sent, and that takes so long at most, though its node stands still meanwhile."""
 EFFECTS = {
     Kind.BOOK: ("AppointmentBooked",),
     Kind.HOLD: ("SlotHeld",),
@@ -24,68 +25,6 @@ EFFECTS = {
     Kind.CANCEL: ("AppointmentCancelled",),
 }
 """The events by which a wish comes true: whether a move crosses calendars is found out when it is made."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """A row of the journal."""
-
-    doctor_id: str
-    sequence: int
-    epoch: int
-    kind: str
-    command_id: str
-    payload: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Visit:
-    """A row of an appointment."""
-
-    id: str
-    doctor_id: str
-    patient_id: str
-    slot_id: str
-    start: float
-    end: float
-    live: bool
-    open_move: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """A row of a slot."""
-
-    id: str
-    doctor_id: str
-    status: str
-
-
-@dataclass(slots=True, kw_only=True)
-class Records:
-    """What stood in PostgreSQL when all was quiet."""
-
-    events: list[Event] = field(default_factory=list)
-    """By doctor and sequence."""
-    visits: list[Visit] = field(default_factory=list)
-    slots: list[Slot] = field(default_factory=list)
-    open_moves: list[str] = field(default_factory=list)
-    differences: list[str] = field(default_factory=list)
-    """Of ``zapis verify``: between the tables and the journal replayed."""
-
-    def calendars(self) -> dict[str, list[Event]]:
-        """The journal by doctor."""
-        calendars: dict[str, list[Event]] = defaultdict(list)
-        for event in self.events:
-            calendars[event.doctor_id].append(event)
-        return calendars
-
-    def by_command(self) -> dict[str, list[Event]]:
-        """The journal by command."""
-        commands: dict[str, list[Event]] = defaultdict(list)
-        for event in self.events:
-            commands[event.command_id].append(event)
-        return commands
 
 
 Rule = Callable[[list[Operation], Records], Iterator[str]]
@@ -250,6 +189,58 @@ def real_time_order(operations: list[Operation], records: Records) -> Iterator[s
                 earliest = (good.returned_at, operation)
 
 
+def every_change_is_told(_: list[Operation], records: Records) -> Iterator[str]:
+    """Whatever was changed is planned, and its message sent, unless the visit was changed again before."""
+    latest: dict[str, Cause] = {}
+    for cause in records.causes:
+        if not cause.planned:
+            yield f"{_caused(cause)}: nobody has planned who hears of it"
+        about = cause.visit_id or cause.id
+        if about not in latest or (latest[about].version or 0) < (cause.version or 0):
+            latest[about] = cause
+    told = {(message.cause_id, message.kind) for message in records.messages if message.outcome == "sent"}
+    for cause in latest.values():
+        if (cause.id, cause.kind) not in told:
+            yield f"{_caused(cause)}: nobody was told"
+    for message in records.messages:
+        if message.due:
+            yield f"message {message.id} is still to be sent"
+
+
+def what_is_sent_has_come(_: list[Operation], records: Records) -> Iterator[str]:
+    """A message is marked as sent after it was, and every mail is a message of ours."""
+    come = {arrival.message_id for arrival in records.arrivals}
+    known = {message.id for message in records.messages}
+    for message in records.messages:
+        if message.outcome == "sent" and message.id not in come:
+            yield f"message {message.id} counts as sent and did not come"
+    for arrival in records.arrivals:
+        if arrival.message_id not in known:
+            yield f"mail {arrival.message_id} is no message"
+
+
+def nothing_overtaken_is_told(operations: list[Operation], records: Records) -> Iterator[str]:
+    """No mail tells of a visit as it was before a change that was answered, but for those that were on their way."""
+    changed_at: dict[tuple[str, int], float] = {}
+    for operation in operations:
+        if (good := operation.good) is not None and operation.kind is not Kind.HOLD:
+            changed_at[good.answer["id"], good.answer["version"]] = good.returned_at
+    messages = {message.id: message for message in records.messages}
+    for arrival in records.arrivals:
+        message = messages.get(arrival.message_id)
+        if message is not None and message.visit_id is not None and message.version is not None:
+            overtaken_at = changed_at.get((message.visit_id, message.version + 1), float("inf"))
+            if (late_s := arrival.at - overtaken_at) > ON_ITS_WAY_MAX_S:
+                yield f"mail {message.id} tells of {message.visit_id} {late_s:.1f} s after that was changed"
+
+
+def repeats_are_few(_: list[Operation], records: Records) -> Iterator[str]:
+    """A mail comes again only if who had sent it died before writing that down."""
+    repeats = len(records.arrivals) - len({arrival.message_id for arrival in records.arrivals})
+    if repeats > records.in_flight_max:
+        yield f"{repeats} mails came again, {records.in_flight_max} may have been under way when notifiers died"
+
+
 RULES: tuple[Rule, ...] = (
     each_ok_once,
     each_fail_absent,
@@ -262,6 +253,10 @@ RULES: tuple[Rule, ...] = (
     slots_and_visits_agree,
     each_visit_in_one_calendar,
     real_time_order,
+    every_change_is_told,
+    what_is_sent_has_come,
+    nothing_overtaken_is_told,
+    repeats_are_few,
 )
 
 
@@ -309,6 +304,12 @@ def _whereabouts(event: Event) -> tuple[str | None, str | None]:
             return payload["appointment"]["id"], None
         case _:
             return None, None
+
+
+def _caused(cause: Cause) -> str:
+    return (
+        f"{cause.kind} of {cause.visit_id}, version {cause.version}" if cause.visit_id else f"{cause.kind} {cause.id}"
+    )
 
 
 def _name(operation: Operation) -> str:

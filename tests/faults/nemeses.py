@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import psycopg
@@ -41,6 +41,9 @@ class Scene:
     dice: random.Random
     recovery: Recovery
     """``restart`` it where time counts from the healing, not from the blow."""
+    notes: list[str] = field(default_factory=list)
+    """What else there is to tell."""
+    violations: list[str] = field(default_factory=list)
 
 
 Strike = Callable[[Scene], Awaitable[bool]]
@@ -57,14 +60,27 @@ class Nemesis:
     """The first good answer should come by then."""
     nodes: bool = False
     """Needs a cluster of several nodes."""
+    ends_notifiers: int = 0
+    """So many, perhaps with messages in their hands."""
     postgres: bool = False
     """Strikes PostgreSQL or the way to it: one such at a time."""
 
 
 async def kill_actor(scene: Scene) -> bool:
     """The process of one calendar actor dies."""
-    actors = await asyncio.to_thread(scene.cluster.actor_processes)
+    actors = await asyncio.to_thread(scene.cluster.calendar_actor_processes)
     return bool(actors) and _signal(scene, [scene.dice.choice(actors)], signal.SIGKILL)
+
+
+async def kill_notifier(scene: Scene) -> bool:
+    """The process of a notifier dies; until another one sends what has been caused since."""
+    notifiers = await asyncio.to_thread(scene.cluster.notifier_processes)
+    struck = bool(notifiers) and _signal(scene, [scene.dice.choice(notifiers)], signal.SIGKILL)
+    postbox = scene.cluster.postbox
+    arrived, give_up_at = len(postbox.arrivals), time.monotonic() + STARTED_S
+    while struck and len(postbox.arrivals) == arrived and time.monotonic() < give_up_at:
+        await asyncio.sleep(0.02)
+    return struck
 
 
 async def kill_api(scene: Scene) -> bool:
@@ -103,7 +119,7 @@ async def kill_gcs(scene: Scene) -> bool:
 
 async def kill_gcs_and_actor(scene: Scene) -> bool:
     """The same, and a calendar actor, which nobody starts again until the cluster's memory is back."""
-    actors = await asyncio.to_thread(scene.cluster.actor_processes)
+    actors = await asyncio.to_thread(scene.cluster.calendar_actor_processes)
     struck = await kill_gcs(scene)
     return struck and bool(actors) and _signal(scene, [scene.dice.choice(actors)], signal.SIGKILL)
 
@@ -268,16 +284,18 @@ async def hold_valkey(scene: Scene) -> bool:
 
 
 ACTOR = Nemesis(name="actor killed", strike=kill_actor, target_s=2.5)
+NOTIFIER = Nemesis(name="notifier killed", strike=kill_notifier, ends_notifiers=1)
 TERMINATED = Nemesis(name="backends terminated mid-commit", strike=terminate_backends, postgres=True)
 SWALLOWED = Nemesis(name="replies to COMMIT swallowed", strike=swallow_replies, postgres=True)
 POSTGRES = Nemesis(name="PostgreSQL stopped, started", strike=stop_postgres, target_s=3.0, postgres=True)
 NEMESES = (
     ACTOR,
+    NOTIFIER,
     Nemesis(name="API process killed", strike=kill_api),
-    Nemesis(name="raylet killed", strike=kill_raylet, target_s=8.0, nodes=True),
-    Nemesis(name="node killed", strike=kill_node, target_s=8.0, nodes=True),
-    Nemesis(name="node stopped, goes on", strike=stop_node, target_s=8.0, nodes=True),
-    Nemesis(name="nodes join and leave", strike=change_nodes, target_s=8.0, nodes=True),
+    Nemesis(name="raylet killed", strike=kill_raylet, target_s=8.0, nodes=True, ends_notifiers=1),
+    Nemesis(name="node killed", strike=kill_node, target_s=8.0, nodes=True, ends_notifiers=1),
+    Nemesis(name="node stopped, goes on", strike=stop_node, target_s=8.0, nodes=True, ends_notifiers=1),
+    Nemesis(name="nodes join and leave", strike=change_nodes, target_s=8.0, nodes=True, ends_notifiers=1),
     Nemesis(name="GCS killed", strike=kill_gcs, target_s=1.0, nodes=True),
     Nemesis(name="GCS and an actor killed", strike=kill_gcs_and_actor, target_s=30.0, nodes=True),
     Nemesis(name="Valkey killed", strike=kill_valkey),
@@ -295,7 +313,7 @@ NEMESES = (
     Nemesis(name="calendars placed anew", strike=place_anew),
     Nemesis(name="clocks of the actors step", strike=step_clocks, target_s=3.0),
 )
-SHORT = (ACTOR, TERMINATED, SWALLOWED, POSTGRES)
+SHORT = (ACTOR, NOTIFIER, TERMINATED, SWALLOWED, POSTGRES)
 
 
 async def _place(cluster: Cluster, *, dedicated: bool, actors: int) -> None:

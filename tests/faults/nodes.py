@@ -28,6 +28,7 @@ from tests.faults.clock import ActorsClock
 REPOSITORY = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 80 << 20
 CALENDAR_ACTOR = re.compile(r"ray::RayCalendarActor")
+NOTIFIER = re.compile(r"ray::RayNotifier")
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -138,7 +139,7 @@ class RayNode(Server):
 
     def calendar_actors(self) -> list[psutil.Process]:
         """The calendar actors that run on it."""
-        return calendar_actors(self.processes())
+        return actors(CALENDAR_ACTOR, self.processes())
 
 
 class ApiProcess(Server):
@@ -184,12 +185,12 @@ class ApiProcess(Server):
         return False
 
 
-def calendar_actors(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those of the processes that are calendar actors."""
+def actors(kind: re.Pattern[str], processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of the processes that are actors of a kind."""
     found = []
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if CALENDAR_ACTOR.match(" ".join(process.cmdline())):
+            if kind.match(" ".join(process.cmdline())):
                 found.append(process)
     return found
 

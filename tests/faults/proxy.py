@@ -1,4 +1,4 @@
-"""A TCP proxy of our own between the server and PostgreSQL or Valkey, which does to connections what networks do.
+"""A TCP proxy of our own before PostgreSQL, Valkey or a provider, which does to connections what networks do.
 
 It delays, holds back (a black hole: nothing arrives until it is healed, then all that was sent does), cuts, and
 swallows the reply to a commit: the one statement that is the journal's transaction is delivered, its answer dropped,
@@ -40,9 +40,9 @@ class Proxy:
         return self._held
 
     async def start(self) -> None:
-        """Begin to listen."""
+        """Begin to listen, on the port that it had before."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Link(self).client, LOOPBACK, 0)
+        self._server = await loop.create_server(lambda: _Link(self).client, LOOPBACK, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

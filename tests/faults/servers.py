@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -14,7 +15,7 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from cluster.data_directory import DataDirectory, free_port
+from cluster.data_directory import LOOPBACK, DataDirectory, free_port
 from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedValkey, Server
 from cluster.processes import left_over
 from cluster.settings import Settings
@@ -23,15 +24,18 @@ from tests.faults.clock import ActorsClock
 from tests.faults.disk import SmallDisk
 from tests.faults.mutants import Mutant
 from tests.faults.nodes import (
+    CALENDAR_ACTOR,
+    NOTIFIER,
     REPOSITORY,
     ApiProcess,
     OnlyNode,
     RayHead,
     RayNode,
     StateValkey,
-    calendar_actors,
+    actors,
     keep_running,
 )
+from tests.faults.postbox import Postbox
 from tests.faults.proxy import Proxy
 from tests.serving import environment_of
 
@@ -69,6 +73,8 @@ class Cluster:
         """That of PostgreSQL, where there are several nodes and it can be had."""
         self.postgres_proxy = Proxy(0)
         self.valkey_proxy = Proxy(0)
+        self.postbox = Postbox()
+        """Where all mail arrives."""
         self.restarts: Counter[str] = Counter()
         """How often what ended was started again."""
         self._nodes = nodes
@@ -101,11 +107,13 @@ class Cluster:
             access_token_ttl_s=24 * 3600,
             calendar_actors=self.calendar_actors,
             log_format="json",
+            smtp_url=f"smtp://{LOOPBACK}:{self.postbox.port}",
+            notifications_a_day_max=0,
         )
 
     async def start(self) -> None:
         """Returns when all of it answers."""
-        await asyncio.gather(self._start_stores(), self._start_ray())
+        await asyncio.gather(self._start_stores(), self._start_ray(), self.postbox.start())
         node = self._door
         environment = self.head.client_environment | environment_of(self.settings)
         for number in range(self._apis):
@@ -146,7 +154,7 @@ class Cluster:
         await self.head.stop()
         for proxy in (self.postgres_proxy, self.valkey_proxy):
             await proxy.stop()
-        await asyncio.gather(self.state.stop(), self.valkey.stop(), self.postgres.stop())
+        await asyncio.gather(self.state.stop(), self.valkey.stop(), self.postgres.stop(), self.postbox.stop())
         self.disk.unmount()
 
     def keep(self, server: Server) -> None:
@@ -181,10 +189,17 @@ class Cluster:
         self._down.discard(node)
         await node.stop()
 
-    def actor_processes(self) -> list[psutil.Process]:
+    def calendar_actor_processes(self) -> list[psutil.Process]:
         """The processes of all calendar actors."""
+        return self._processes(CALENDAR_ACTOR)
+
+    def notifier_processes(self) -> list[psutil.Process]:
+        """The processes of all notifiers."""
+        return self._processes(NOTIFIER)
+
+    def _processes(self, kind: re.Pattern[str]) -> list[psutil.Process]:
         owners: list[Server] = [*self.nodes] or [self.head]
-        return [each for owner in owners for each in calendar_actors(left_over(self.data.path, owner.name))]
+        return [each for owner in owners for each in actors(kind, left_over(self.data.path, owner.name))]
 
     async def administer(self, statement: str, *arguments: object) -> list[tuple[object, ...]]:
         """As the database's superuser, past the proxy.

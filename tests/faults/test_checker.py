@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,15 +10,20 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.faults.checker import RULES, Event, Records, Slot, Visit, check
+from tests.faults.checker import ON_ITS_WAY_MAX_S, RULES, check
 from tests.faults.history import Attempt, Kind, Operation
+from tests.faults.postbox import Arrival
+from tests.faults.records import Cause, Event, Message, Records, Slot, Visit
 
 ANNA, BORIS = "anna", "boris"
 HOUSE, WILSON = "house", "wilson"
 
 
 class Story:
-    """Two visits are booked, one is moved away to another doctor and back to a slot there, one is cancelled."""
+    """Two visits are booked, one is moved away to another doctor and back to a slot there, one is cancelled.
+
+    Each change is told by mail, as soon as it was answered.
+    """
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
@@ -27,6 +33,7 @@ class Story:
             ]
         )
         self._now = 0.0
+        self._versions: Counter[str] = Counter()
         first = self.does(ANNA, Kind.BOOK, HOUSE, f"{HOUSE}1", told="visit1")
         self.writes(HOUSE, first, "AppointmentBooked", appointment_id="visit1", slot_id=f"{HOUSE}1")
         second = self.does(BORIS, Kind.BOOK, HOUSE, f"{HOUSE}2", told="visit2")
@@ -59,14 +66,35 @@ class Story:
         """An operation, answered before the next one begins."""
         key = f"{user} {len(self.operations)}"
         operation = Operation(kind=kind, user_id=user, key=key, doctor_id=doctor, slot_id=slot, visit_id=visit)
+        if told and kind is not Kind.HOLD:
+            self._versions[told] += 1
         operation.attempts.append(self.attempt(status, told))
         self.operations.append(operation)
+        if told and kind is not Kind.HOLD:
+            self.mails(told, self._versions[told])
         return operation
 
     def attempt(self, status: int, told: str = "") -> Attempt:
         """A request and its answer, later than all before."""
         self._now += 2
-        return Attempt(invoked_at=self._now, returned_at=self._now + 1, status=status, body=orjson.dumps({"id": told}))
+        body = orjson.dumps({"id": told, "version": self._versions[told]})
+        return Attempt(invoked_at=self._now, returned_at=self._now + 1, status=status, body=body)
+
+    def mails(self, visit: str, version: int) -> None:
+        """A change of a visit is told."""
+        name = f"{visit} {version}"
+        self.records.causes.append(Cause(id=name, kind="changed", visit_id=visit, version=version, planned=True))
+        message = Message(
+            id=f"mail {name}",
+            cause_id=name,
+            kind="changed",
+            visit_id=visit,
+            version=version,
+            outcome="sent",
+            due=False,
+        )
+        self.records.messages.append(message)
+        self.records.arrivals.append(Arrival(message_id=message.id, at=self._now + 1))
 
     def writes(self, doctor: str, operation: Operation | None, kind: str, **payload: Any) -> None:
         """An event, the next one of its calendar."""
@@ -116,7 +144,7 @@ def told_otherwise(story: Story) -> None:
 
 def another_visit(story: Story) -> None:
     """The move of one visit was answered with another."""
-    story.operations[4].attempts[0].body = orjson.dumps({"id": "visit2"})
+    story.operations[4].attempts[0].body = orjson.dumps({"id": "visit2", "version": 3})
 
 
 def done_though_refused(story: Story) -> None:
@@ -226,6 +254,48 @@ def moved_in_late(story: Story) -> None:
     story.records.events[3], story.records.events[5] = replace(other, sequence=1), replace(one, sequence=3)
 
 
+def never_planned(story: Story) -> None:
+    """Nobody has found out who hears of a change that was overtaken."""
+    story.records.causes[0] = replace(story.records.causes[0], planned=False)
+
+
+def account_not_told(story: Story) -> None:
+    """A message about an account is forgotten."""
+    story.records.causes.append(Cause(id="refused", kind="refused", visit_id=None, version=None, planned=True))
+
+
+def nobody_told(story: Story) -> None:
+    """The last change of a visit is told nobody."""
+    story.records.messages[-1] = replace(story.records.messages[-1], outcome="void")
+
+
+def still_to_be_sent(story: Story) -> None:
+    """A message lies about."""
+    story.records.messages[0] = replace(story.records.messages[0], outcome=None, due=True)
+
+
+def never_came(story: Story) -> None:
+    """A message was marked, and not sent."""
+    del story.records.arrivals[0]
+
+
+def whose_mail(story: Story) -> None:
+    """A mail that nobody knows of."""
+    story.records.arrivals.append(Arrival(message_id="mail 9", at=0.0))
+
+
+def overtaken(story: Story) -> None:
+    """That a visit was booked is told long after it was moved."""
+    moved_at = story.operations[3].attempts[0].returned_at
+    story.records.arrivals[0] = replace(story.records.arrivals[0], at=moved_at + ON_ITS_WAY_MAX_S + 1)
+
+
+def mailed_again(story: Story) -> None:
+    """More came twice than were under way when a notifier died."""
+    story.records.in_flight_max = 1
+    story.records.arrivals += story.records.arrivals[:2]
+
+
 @pytest.mark.parametrize(
     ("break_it", "rules"),
     [
@@ -252,6 +322,14 @@ def moved_in_late(story: Story) -> None:
         (taken_twice, {"each_ok_once", "each_visit_in_one_calendar"}),
         (out_of_order, {"real_time_order"}),
         (moved_in_late, {"real_time_order"}),
+        (never_planned, {"every_change_is_told"}),
+        (account_not_told, {"every_change_is_told"}),
+        (nobody_told, {"every_change_is_told"}),
+        (still_to_be_sent, {"every_change_is_told"}),
+        (never_came, {"what_is_sent_has_come"}),
+        (whose_mail, {"what_is_sent_has_come"}),
+        (overtaken, {"nothing_overtaken_is_told"}),
+        (mailed_again, {"repeats_are_few"}),
     ],
 )
 def test_a_broken_history_is_found(break_it: Callable[[Story], None], rules: set[str]) -> None:

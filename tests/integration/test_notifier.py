@@ -30,6 +30,7 @@ from persistence.identifiers import new_id
 from persistence.repositories.codes import Purpose
 from persistence.repositories.notifications import NewNotification, Notifications
 from persistence.repositories.push_subscriptions import PushSubscriptions
+from persistence.unit_of_work import UnitOfWork
 from tests.integration.application import PASSWORD, Application, running
 from tests.integration.clinic import Clinic, open_clinic
 from tests.mail import MailServer as RealMailServer
@@ -47,6 +48,9 @@ class Clock:
     """A clock that can be put forward."""
 
     ahead: timedelta = timedelta(0)
+
+    async def read(self, _: UnitOfWork) -> datetime:
+        return self()
 
     def __call__(self) -> datetime:
         return datetime.now(UTC) + self.ahead
