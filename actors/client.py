@@ -413,8 +413,14 @@ class RayCalendarActor:
     """``CalendarActor`` behind Ray's door: bytes in, bytes out. Cheap to construct; connects when first used."""
 
     def __init__(
-        self, make_journal: JournalFactory, make_announcer: AnnouncerFactory, policy: Policy, limits: ActorLimits
+        self,
+        make_journal: JournalFactory,
+        make_announcer: AnnouncerFactory,
+        policy: Policy,
+        limits: ActorLimits,
+        set_up_logs: Callable[[], None],
     ) -> None:
+        set_up_logs()
         self._actor = CalendarActor(
             journal=make_journal(),
             announcer=make_announcer(),
@@ -456,10 +462,12 @@ class RayCalendarActors:
         make_announcer: AnnouncerFactory,
         policy: Policy,
         limits: ActorLimits,
+        set_up_logs: Callable[[], None],
         cpus: float = 0.05,
     ) -> None:
+        """``set_up_logs`` is called in each actor's process; like the factories, it travels there."""
         self._namespace = namespace
-        self._arguments = (make_journal, make_announcer, policy, limits)
+        self._arguments = (make_journal, make_announcer, policy, limits, set_up_logs)
         self._cpus = cpus
         self._refs: dict[str, _RayRef] = {}
 

@@ -12,6 +12,7 @@ import structlog
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from actors.logs import configure_logging
 from api.accounts import router as accounts
 from api.accounts.first_admin import ensure_first_admin
 from api.administration import router as administration
@@ -42,7 +43,6 @@ from api.scheduling.slot_queries import Queries
 from api.searches import Searches
 from cluster.bootstrap import close_services, open_services
 from cluster.settings import Settings, read_settings
-from cluster.telemetry import configure_logging
 from persistence.change_log import ChangeLog
 from persistence.search_store import SearchStore
 

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from actors.calendar_actor import ActorLimits
 from actors.client import CalendarClient, ClientLimits, Placement, PlacementUnknown, RayCalendarActors, freeze_heap
+from actors.logs import configure_logging
 from actors.policy import Policy
 from cluster.moves import MoveDriver
 from cluster.notifiers import NotifierKeeper
@@ -166,6 +167,7 @@ def calendar_actors(settings: Settings, policy: Policy) -> RayCalendarActors:
             active_calendars_max=settings.active_calendars_max,
             calendar_idle_s=settings.calendar_idle_s,
         ),
+        set_up_logs=partial(configure_logging, settings.log_level, settings.log_format),
     )
 
 

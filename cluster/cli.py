@@ -17,9 +17,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from actors.logs import configure_logging
 from cluster.data_directory import make_password, read_runtime
 from cluster.settings import OperatorError, Settings, SettingsError, describe_settings, read_settings, variable
-from cluster.telemetry import configure_logging
 
 app = typer.Typer(
     help="An electronic doctor-appointment server. Every setting is an environment variable: see `zapis settings`.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from email.utils import parseaddr
@@ -47,6 +48,8 @@ def notifier_config(settings: Settings) -> NotifierConfig:
         push_subject=f"mailto:{parseaddr(settings.mail_from)[1]}" if settings.push_hosts else None,
         public_url=settings.public_url,
         limits=NotifierLimits(a_day_max=settings.notifications_a_day_max),
+        log_level=settings.log_level,
+        log_format=settings.log_format,
     )
 
 
@@ -102,6 +105,15 @@ class NotifierKeeper(Collector):
         oldest = GaugeMetricFamily(
             "zapis_notification_oldest_due_seconds", "How long the oldest of them has been waiting.", labels=["channel"]
         )
+        unplanned = GaugeMetricFamily(
+            "zapis_notification_causes_unplanned", "Changes of which nobody has found out yet who hears of them."
+        )
+        answering = GaugeMetricFamily(
+            "zapis_notifiers_answering", "Notifiers that work and have told so of late.", labels=["channel"]
+        )
+        working = Counter(figures["channel"] for figures in self.figures.values() if figures)
+        for name in self.channels:
+            answering.add_metric([name.value], working[name.value])
         lag = GaugeMetricFamily(
             "zapis_notification_lag_seconds",
             "From due to sent: the median of the last thousand, by actor.",
@@ -112,11 +124,13 @@ class NotifierKeeper(Collector):
             "Messages by actor, channel, kind and what became of them.",
             labels=["actor", "channel", "kind", "outcome"],
         )
-        told = set()
+        told: set[str] = set()
         for actor, figures in self.figures.items():
             if not figures:
                 continue
             channel = figures["channel"]
+            if not told:
+                unplanned.add_metric([], figures["unplanned"])
             if channel not in told:
                 told.add(channel)
                 due.add_metric([channel], figures["due"])
@@ -124,4 +138,4 @@ class NotifierKeeper(Collector):
             lag.add_metric([actor], figures["lag_p50_s"])
             for kind, outcome, count in figures["counts"]:
                 ended.add_metric([actor, channel, kind, outcome], count)
-        yield from (due, oldest, lag, ended)
+        yield from (due, oldest, unplanned, answering, lag, ended)

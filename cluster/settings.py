@@ -199,12 +199,22 @@ class Settings(BaseSettings):
     @field_validator("smtp_url")
     @classmethod
     def _is_smtp(cls, url: str | None) -> str | None:
-        return _checked_url(url, ("smtp", "smtps", "smtp+starttls"))
+        checked = _checked_url(url, ("smtp", "smtps", "smtp+starttls"))
+        if checked is not None and not urlsplit(checked).hostname:
+            raise ValueError("should name a host, as smtp://mail.clinic.example")
+        return checked
 
     @field_validator("sms_url")
     @classmethod
     def _is_sms_provider(cls, url: str | None) -> str | None:
-        return _checked_url(url, ("twilio", "https", "twilio+http", "http"))
+        checked = _checked_url(url, ("twilio", "https", "twilio+http", "http"))
+        if checked is not None:
+            parts = urlsplit(checked)
+            if not parts.hostname:
+                raise ValueError("should name a host")
+            if parts.scheme.startswith("twilio") and not (parts.username and parts.password and "from=" in parts.query):
+                raise ValueError("should look like twilio://SID:token@api.twilio.com?from=+15550100")
+        return checked
 
     @field_validator("mail_from")
     @classmethod
@@ -331,6 +341,11 @@ def _explain(error: ValidationError) -> str:
 def _checked_url(url: str | None, schemes: tuple[str, ...]) -> str | None:
     if url is not None and not any(url.startswith(f"{scheme}://") for scheme in schemes):
         raise ValueError(f"should be a URL that starts with {schemes[0]}://")
+    if url is not None:
+        try:
+            _ = urlsplit(url).port
+        except ValueError:
+            raise ValueError("should be a URL whose port is a number up to 65535") from None
     return url
 
 

@@ -27,7 +27,7 @@ from actors import tasks
 from actors.client import CalendarClient
 from actors.messages import ExpireHolds, Requester, Role
 from cluster.moves import MoveDriver
-from persistence.identifiers import first_id_at, new_id
+from persistence.identifiers import new_id
 
 log = structlog.get_logger()
 
@@ -104,9 +104,8 @@ class Supervisor:
             if await _lead(connection):
                 for statement in _FORGET:
                     await connection.execute(statement, {"before": now - ANSWERS_KEPT, "most": ROWS_MAX})
-                await connection.execute(
-                    _FORGET_MESSAGES, {"before": first_id_at(now - MESSAGES_KEPT), "most": ROWS_MAX}
-                )
+                for statement in _FORGET_MESSAGES:
+                    await connection.execute(statement, {"before": now - MESSAGES_KEPT, "most": ROWS_MAX})
 
     async def _expire_holds(self, doctor_id: str) -> None:
         command_id = new_id()
@@ -192,7 +191,14 @@ _FORGET = (
         " (SELECT id FROM outbox WHERE sealed IS NOT NULL AND due_at < :before LIMIT :most FOR UPDATE SKIP LOCKED)"
     ),
 )
-_FORGET_MESSAGES = text(
-    "DELETE FROM notification WHERE id IN (SELECT id FROM notification"
-    " WHERE id < CAST(:before AS uuid) AND ended_at IS NOT NULL ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED)"
+_FORGET_MESSAGES = (
+    text(
+        "DELETE FROM notification WHERE id IN (SELECT id FROM notification"
+        " WHERE ended_at < :before ORDER BY ended_at LIMIT :most FOR UPDATE SKIP LOCKED)"
+    ),
+    # Of a channel on which nobody sends any more.
+    text(
+        "DELETE FROM notification WHERE id IN (SELECT id FROM notification WHERE ended_at IS NULL"
+        " AND channel IN ('email', 'sms', 'push') AND next_at < :before LIMIT :most FOR UPDATE SKIP LOCKED)"
+    ),
 )

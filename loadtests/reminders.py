@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 import psycopg
+from psycopg.types.json import Jsonb
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +35,7 @@ from loadtests.fixture import add_accounts, add_clinic
 from loadtests.servers import REPOSITORY, CpuClock, Servers, environment, run, running_servers
 from loadtests.sink import count
 from notifier.notifier import NotifierLimits
+from notifier.preferences import Preferences
 from persistence.database import libpq_url
 
 ACCOUNTS = 2000
@@ -191,6 +193,10 @@ async def _fill(bench: Bench, visits: int) -> None:
                         made,
                     )
                 )
+        await connection.execute(
+            "INSERT INTO notification_preference (user_id, chosen, updated_at) SELECT id, %s, now() FROM app_user",
+            [Jsonb(Preferences(quiet=None).plain())],
+        )
         await connection.commit()
     await bench.ask("VACUUM (ANALYZE) appointment")
 

@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from actors import detached
 from actors.client import freeze_heap
+from actors.logs import configure_logging
 from notifier.clock import DatabaseClock
 from notifier.email import EmailSender, MailServer
 from notifier.notifier import Notifier, NotifierLimits
@@ -44,6 +45,8 @@ POOL: Final = 4
 CPUS: Final = 0.05
 """Of a node, as Ray counts them: an actor that takes nothing makes its node look idle to the autoscaler."""
 ANSWER_TIMEOUT_S: Final = 5.0
+STOP_TIMEOUT_S: Final = NotifierLimits().send_timeout_s + ANSWER_TIMEOUT_S
+"""What is being sent is sent, and written down."""
 DECIDES_FOR_S: Final = 10.0
 """Who has not asked for so long has gone, and the one who was started before it decides again."""
 
@@ -70,6 +73,8 @@ class NotifierConfig:
     public_url: str | None
     """Where people reach the API: links lead there."""
     limits: NotifierLimits
+    log_level: str = "info"
+    log_format: str = "console"
 
     @property
     def channels(self) -> frozenset[Channel]:
@@ -148,6 +153,7 @@ class RayNotifier:
     async def _work_by(self, config: NotifierConfig) -> None:
         if self._notifier is None or not self._notifier.running or config != self._config:
             await self._end()
+            configure_logging(config.log_level, config.log_format)
             self._config = config
             self._database = open_database(config.database_url, pool_max=POOL)
             self._notifier = open_notifier(config, self._channel, _vault(config), self._database)
@@ -242,15 +248,16 @@ class RayNotifiers:
 
 
 async def _stop(handles: Mapping[str, ActorHandle[Any]]) -> None:
-    await asyncio.gather(*(_ask(name, handle.stop) for name, handle in handles.items()))
+    stopping = (_ask(name, handle.stop, timeout_s=STOP_TIMEOUT_S) for name, handle in handles.items())
+    await asyncio.gather(*stopping)
     for handle in handles.values():
         ray.kill(handle)
 
 
-async def _ask(name: str, method: Any, *arguments: object) -> Any:
+async def _ask(name: str, method: Any, *arguments: object, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
     """What an actor answers; ``None``: nothing, or not in time."""
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             return await method.remote(*arguments)
     except (RayError, TimeoutError) as failure:
         log.warning("notifier_lost", actor=name, reason=type(failure).__name__)

@@ -8,8 +8,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+import structlog
+
 from notifier.languages import language_of
-from notifier.plan import TOPICS
+from notifier.plan import REMINDER, TOPICS, UNASKED, Recipient, quiet_until
 from notifier.preferences import Channel, Preferences
 from persistence.repositories.appointments import AppointmentRow, Appointments
 from persistence.repositories.directory import Directory, Location
@@ -21,7 +23,11 @@ from persistence.repositories.users import User
 from persistence.sealed import place
 from persistence.unit_of_work import UnitOfWork
 
+log = structlog.get_logger()
+
 A_DAY: Final = timedelta(days=1)
+TO_THE_VERIFIED: Final = frozenset({"password_reset", "new_device"})
+"""What is said of an account only to whom it is known to belong to."""
 UNCONFIRMED_A_DAY_MAX: Final = 5
 """Messages about visits on one day to an address that may be somebody else's."""
 
@@ -63,10 +69,20 @@ class NotSent:
     outcome: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotNow:
+    """A message that has to wait: its recipient is not to be disturbed."""
+
+    notification: Notification
+    until: datetime
+
+
 async def read_contents(
     leased: Sequence[Notification], work: UnitOfWork, *, now: datetime, a_day_max: int
-) -> list[Content | NotSent]:
+) -> list[Content | NotNow | NotSent]:
     """What each of these messages says now; at most ``a_day_max`` about visits to one user on one day (0: any number).
+
+    What the clinic has done with a visit is told however many there were.
 
     Raises:
         DatabaseUnavailable
@@ -81,18 +97,25 @@ async def read_contents(
     pushed = {each.user_id for each in leased if each.channel == Channel.PUSH}
     subscriptions = await PushSubscriptions(work.connection, work.vault).of(pushed) if pushed else {}
     templates = await Templates(work.connection).current()
-    found: list[Content | NotSent] = []
+    found: list[Content | NotNow | NotSent] = []
     for each in leased:
         user, visit = users.get(each.user_id), visits.get(each.appointment_id or "")
-        preferences = Preferences.from_plain(chosen.get(each.user_id))
+        preferences = preferences_of(each.user_id, chosen.get(each.user_id))
         outcome = _why_not(each, user, visit, preferences, now)
-        if outcome is None and each.appointment_id is not None and a_day_max and user is not None:
+        if outcome is None and user is not None and visit is not None:
+            recipient = Recipient(user_id=user.id, timezone=user.timezone, preferences=preferences)
+            until = quiet_until(each.kind, visit.appointment.start, each.expires_at, recipient, now)
+            if until is not None:
+                found.append(NotNow(notification=each, until=until))
+                continue
+        if outcome is None and user is not None and a_day_max and each.appointment_id and each.kind not in UNASKED:
             midnight = now.astimezone(ZoneInfo(user.timezone)).replace(hour=0, minute=0, second=0, microsecond=0)
-            today = [at for at in sent.setdefault(user.id, []) if at >= midnight]
-            if len(today) >= (a_day_max if _is_confirmed(each, user) else min(a_day_max, UNCONFIRMED_A_DAY_MAX)):
+            today = [channel for channel, at in sent.setdefault(user.id, []) if at >= midnight]
+            unconfirmed = not _is_confirmed(each, user) and today.count(each.channel) >= UNCONFIRMED_A_DAY_MAX
+            if unconfirmed or len(today) >= a_day_max:
                 outcome = "capped"
             else:
-                sent[user.id].append(now)
+                sent[user.id].append((each.channel, now))
         if outcome is not None or user is None:
             found.append(NotSent(notification=each, outcome=outcome or "unreachable"))
             continue
@@ -122,6 +145,15 @@ async def read_contents(
     return found
 
 
+def preferences_of(user_id: str, chosen: Mapping[str, Any] | None) -> Preferences:
+    """What a user has chosen. Of what cannot be read, what holds for everybody: nobody hears nothing for it."""
+    try:
+        return Preferences.from_plain(chosen)
+    except (ValueError, TypeError, LookupError, AttributeError) as failure:
+        log.error("preferences_unreadable", user_id=user_id, reason=type(failure).__name__)
+        return Preferences()
+
+
 def _why_not(
     notification: Notification,
     user: User | None,
@@ -139,6 +171,8 @@ def _why_not(
             return "void"
         if not preferences.wants(TOPICS[notification.kind], Channel(notification.channel)):
             return "unwanted"
+        if notification.kind == REMINDER and notification.ahead not in preferences.reminders:
+            return "unwanted"
     return None if _has_address(notification, user) else "unreachable"
 
 
@@ -146,7 +180,7 @@ def _has_address(notification: Notification, user: User) -> bool:
     """Whether there is somewhere to send it: an SMS about a visit goes to a number that is known to be the user's."""
     match notification.channel:
         case Channel.EMAIL:
-            return bool(user.email) and (user.email_verified or notification.kind != "password_reset")
+            return bool(user.email) and (user.email_verified or notification.kind not in TO_THE_VERIFIED)
         case Channel.SMS:
             return bool(user.phone) and (user.phone_verified or notification.appointment_id is None)
         case _:
@@ -154,7 +188,7 @@ def _has_address(notification: Notification, user: User) -> bool:
 
 
 def _is_confirmed(notification: Notification, user: User) -> bool:
-    return notification.channel != Channel.EMAIL or user.email_verified or notification.appointment_id is None
+    return notification.channel != Channel.EMAIL or user.email_verified
 
 
 async def _visits(leased: Sequence[Notification], work: UnitOfWork) -> dict[str, VisitContent]:

@@ -20,11 +20,14 @@ import aiosmtplib
 from aiosmtplib import SMTP
 
 from notifier.calendar_files import Visit, invitation
+from notifier.contents import Content
 from notifier.senders import Failed, Message, Refused
+from persistence.normal_forms import ascii_email
 
 PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
 TIMEOUT_S: Final = 8.0
 LINE_MAX: Final = 65
+CRLF: Final = "\r\n"
 KEPT_S: Final = 20.0
 """A connection that was not used for so long may have been ended by the server: another is made."""
 INVITING: Final = frozenset({"booked", "moved", "cancelled_by_patient", "cancelled_by_clinic"})
@@ -79,12 +82,11 @@ class EmailSender:
 
     async def send(self, message: Message) -> None:
         """See ``Sender``."""
-        if not message.content.user.email.isascii():
-            raise Refused("address not ASCII")
+        address = _address(message.content)
         mail = compose(message, sender=self._server.sender)
         connection = await self._connected()
         try:
-            await connection.sendmail(self._sender_address, [message.content.user.email], mail)
+            await connection.sendmail(self._sender_address, [address], mail)
         except aiosmtplib.SMTPRecipientsRefused as refusal:
             self._keep(connection)
             raise _failure(refusal.recipients[0].code) from None
@@ -145,13 +147,13 @@ def compose(message: Message, *, sender: str) -> bytes:
     """The e-mail: text, HTML, and an invitation where a visit was made, moved or cancelled."""
     content, words = message.content, message.words
     name, address = parseaddr(sender)
+    recipient = _address(content)
     domain = address.rpartition("@")[2] or "zapis.invalid"
     mail = EmailMessage(policy=_POLICY)
     mail["Date"] = format_datetime(datetime.now(UTC))
     mail["Message-ID"] = f"<{content.notification.id}@{domain}>"
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: nobody answers that they are on holiday.
     if message.unsubscribe_url is not None:
-        mail["List-Unsubscribe"] = f"<{message.unsubscribe_url}>"
         mail["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"  # RFC 8058
     mail.set_content(words.text)
     mail.add_alternative(words.html, subtype="html")
@@ -159,35 +161,52 @@ def compose(message: Message, *, sender: str) -> bytes:
         method, file = invitation(
             Visit(appointment=visit.appointment, location=visit.location, summary=words.subject),
             organizer=address,
-            attendee=content.user.email,
+            attendee=recipient,
         )
         mail.add_alternative(file.decode(), subtype="calendar", params={"method": method})
     mail["Content-Language"] = words.language
     who = content.user.name if content.confirmed else ""
-    head = (
-        _header("From", _mailbox(name, address)),
-        _header("To", _mailbox(who, content.user.email)),
+    head = [
+        _header("From", _mailbox("From", name, address)),
+        _header("To", _mailbox("To", who, recipient)),
         _header("Subject", _folded(words.subject)),
-    )
+    ]
+    if message.unsubscribe_url is not None:
+        head.append(_header("List-Unsubscribe", f"<{message.unsubscribe_url}>"))
     return b"".join(head) + mail.as_bytes()
 
 
+def _address(content: Content) -> str:
+    """Whom it goes to.
+
+    Raises:
+        Refused: mail servers know no such address.
+    """
+    address = ascii_email(content.user.email)
+    if address is None:
+        raise Refused("address not ASCII")
+    return address
+
+
 def _header(name: str, value: str) -> bytes:
-    """A header as it goes out. EmailMessage would lose the spaces where it folds what is not ASCII."""
-    return f"{name}: {value}\r\n".encode("ascii")
+    """A header as it goes out. EmailMessage loses the spaces where it folds what is not ASCII, and encodes links."""
+    return f"{name}: {value}{CRLF}".encode("ascii")
 
 
 def _folded(subject: str) -> str:
     if subject.isascii() and len(subject) <= LINE_MAX:
         return subject
-    return Header(subject, "utf-8", header_name="Subject").encode(linesep="\r\n")
+    return Header(subject, "utf-8", header_name="Subject").encode(linesep=CRLF)
 
 
-def _mailbox(name: str, address: str) -> str:
-    """As RFC 5322 (3.4) has it; what is not ASCII of the name is encoded, of the address it is not sent to."""
+def _mailbox(header: str, name: str, address: str) -> str:
+    """As RFC 5322 (3.4) has it; what is not ASCII of the name is encoded."""
     name = " ".join(name.split())
-    encoded = formataddr((name, "x@x"), "utf-8").removesuffix("<x@x>") if name else ""
-    return f"{encoded}<{address}>"
+    if not name:
+        return f"<{address}>"
+    if name.isascii():
+        return formataddr((name, address))
+    return f"{Header(name, 'utf-8', header_name=header).encode(linesep=CRLF)}{CRLF} <{address}>"
 
 
 def _failure(code: int) -> Exception:

@@ -15,9 +15,9 @@ from redis.exceptions import RedisError
 
 from actors import tasks
 from notifier.clock import Clock
-from notifier.contents import Content, NotSent, read_contents
+from notifier.contents import Content, NotNow, NotSent, preferences_of, read_contents
 from notifier.plan import ACCOUNT, NEWS_FOR, REMINDER, PlannedVisit, Recipient, plan_reminders, plan_visit
-from notifier.preferences import Channel, Preferences
+from notifier.preferences import Channel, Offset, Preferences, Topic
 from notifier.rendering import TemplateRefused, render
 from notifier.senders import Failed, Message, NoAddress, Refused, Sender
 from persistence.repositories.notifications import (
@@ -59,12 +59,17 @@ class NotifierLimits:
     """Messages under way at once."""
     send_timeout_s: float = 10.0
     lease_s: float = 30.0
-    attempts_max: int = 12
+    tried_for: timedelta = timedelta(days=4)
+    """So long, if it matters so long, is tried what fails in passing (RFC 5321, 4.5.4.1: four or five days)."""
+    bugs_max: int = 12
+    """What fails by a fault of our own is tried so often."""
     pause_s: float = 2.0
     """Before the second attempt; it doubles, up to ``pause_max_s``, and is jittered."""
     pause_max_s: float = 900.0
+    away_after: int = 3
+    """So many attempts in a row were answered by nobody: the provider is away."""
     away_pause_max_s: float = 3.0
-    """While nobody answers, one message is tried so often at least."""
+    """While it is, one message is tried so often at least."""
     away_row_pause_max_s: float = 20.0
     """And each of those that were tried meanwhile waits no longer than that."""
     a_day_max: int = 30
@@ -101,7 +106,9 @@ class Notifier:
         self._wake_marker = asyncio.Event()
         self._sending: dict[asyncio.Task[None], Content] = {}
         self._to_mark: deque[Ended | Postponed] = deque()
-        self._away_pause_s = 0.0
+        self._unanswered = 0
+        """Attempts in a row."""
+        self._marking = asyncio.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lag_s: deque[float] = deque(maxlen=1000)
         self._tasks: list[asyncio.Task[None]] = []
@@ -119,15 +126,16 @@ class Notifier:
         self._tasks = [tasks.begin(each, name=f"notifier {self._channel} {name}") for name, each in work]
 
     async def stop(self) -> None:
-        """Begin nothing more; what is being sent is cut off, and sent again by who leases it next."""
+        """Begin nothing more; what is being sent is seen through, or it would be sent again by who leases it next."""
         await tasks.end(*self._tasks)
-        await tasks.end(*self._sending)
         self._tasks = []
-        if self._to_mark:
-            try:
-                await self._mark_some()
-            except DatabaseUnavailable:
-                log.warning("notifications_not_marked", count=len(self._to_mark))
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=self._limits.send_timeout_s)
+        await tasks.end(*self._sending)
+        try:
+            await self._mark_some()
+        except DatabaseUnavailable:
+            log.warning("notifications_not_marked", count=len(self._to_mark))
         await self._sender.close()
 
     def wake(self) -> None:
@@ -147,6 +155,7 @@ class Notifier:
         return {
             "channel": self._channel.value,
             "due": backlog.due,
+            "unplanned": backlog.unplanned,
             "oldest_due_s": (now - backlog.oldest_at).total_seconds() if backlog.oldest_at else 0.0,
             "sending": len(self._sending),
             "counts": [[kind, outcome, count] for (kind, outcome), count in sorted(self._counts.items())],
@@ -183,7 +192,7 @@ class Notifier:
             new: list[NewNotification] = []
             for cause in causes:
                 visit = visits.get(cause.appointment_id or "")
-                told = recipients.get(visit.patient_id, []) if visit is not None else []
+                told = [_recipient(each) for each in recipients.get(visit.patient_id, [])] if visit is not None else []
                 try:
                     new += [each for each in _planned(cause, visit, told) if each.channel in self._channels]
                 except (ValueError, TypeError, LookupError, OverflowError) as failure:
@@ -204,20 +213,40 @@ class Notifier:
                 await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
                 continue
             try:
+                await self._mark_some()  # Or a lease that ended meanwhile would have it sent again.
                 leased = await self._lease_some(room)
             except DatabaseUnavailable:
-                await asyncio.sleep(RETRY_S)
+                await self._until_database_is_back()
                 continue
-            if self._away_pause_s:
-                await asyncio.sleep(self._away_pause_s * self._dice.uniform(0.5, 1.0))
+            if self._away:
+                await asyncio.sleep(self._away_pause_s() * self._dice.uniform(0.5, 1.0))
             elif len(leased) < room:
                 await self._wait(self._wake_sender, await self._until_next())
 
+    async def _until_database_is_back(self) -> None:
+        """And until every notifier has had the time to mark what it sent before: its leases may have ended."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            try:
+                async with self._begin() as work:
+                    await self._clock.read(work)
+            except DatabaseUnavailable:
+                continue
+            await asyncio.sleep(2 * RETRY_S)
+            return
+
+    @property
+    def _away(self) -> bool:
+        """Whether the provider does not answer."""
+        return self._unanswered >= self._limits.away_after
+
+    def _away_pause_s(self) -> float:
+        doubled = min(self._unanswered - self._limits.away_after, 10)
+        return min(RETRY_S * 2.0**doubled, self._limits.away_pause_max_s)
+
     def _room(self) -> int:
-        """How many messages to lease: many at a time, but one while nobody answers; none where the marker is behind."""
-        if len(self._to_mark) > 10 * LEASE_TOGETHER:
-            return 0 if self._sending else 1
-        if self._away_pause_s:
+        """How many messages to lease: many at a time, but one while nobody answers."""
+        if self._away:
             return 0 if self._sending else 1
         room = self._limits.sending_max - len(self._sending)
         return min(room, LEASE_TOGETHER) if room >= self._limits.sending_max // 2 or not self._sending else 0
@@ -238,15 +267,18 @@ class Notifier:
                         contents += await self._read([each], now)
                     except UNREADABLE as failure:
                         log.error("notification_unreadable", notification_id=each.id, exc_info=failure)
-                        self._again(each, "unreadable", None)
+                        self._bug(each, "unreadable")
             for content in contents:
                 if isinstance(content, NotSent):
                     self._ended(content.notification, content.outcome)
+                elif isinstance(content, NotNow):
+                    waiting = content.notification
+                    self._mark(Postponed(id=waiting.id, attempts=waiting.attempts, next_at=content.until, failure=None))
                 else:
                     self._begin_sending(content, give_up_at)
         return leased
 
-    async def _read(self, leased: Sequence[Notification], now: datetime) -> list[Content | NotSent]:
+    async def _read(self, leased: Sequence[Notification], now: datetime) -> list[Content | NotNow | NotSent]:
         async with self._begin() as work:
             return await read_contents(leased, work, now=now, a_day_max=self._limits.a_day_max)
 
@@ -275,15 +307,11 @@ class Notifier:
         if task.cancelled():
             return
         failure = task.exception()
+        self._unanswered = self._unanswered + 1 if isinstance(failure, Failed) and failure.away else 0
         if failure is None:
-            self._away_pause_s = 0.0
             self._lag_s.append((self._clock() - notification.due_at).total_seconds())
             self._ended(notification, "sent")
             return
-        if isinstance(failure, Failed) and failure.away:
-            self._away_pause_s = min(max(2 * self._away_pause_s, RETRY_S / 2), self._limits.away_pause_max_s)
-        else:
-            self._away_pause_s = 0.0
         match failure:
             case Refused():
                 self._ended(notification, "dead", str(failure))
@@ -291,33 +319,34 @@ class Notifier:
                 self._ended(notification, "unreachable", str(failure))
             case TemplateRefused():
                 log.error("notification_not_rendered", kind=notification.kind, reason=str(failure))
-                self._again(notification, "template", None)
+                self._bug(notification, "template")
             case Failed():
-                self._again(notification, str(failure), failure.retry_after_s, away=failure.away)
+                pause_max_s = self._limits.away_row_pause_max_s if failure.away else self._limits.pause_max_s
+                self._again(notification, str(failure), pause_max_s, failure.retry_after_s)
             case _:
                 log.error("notification_failed", notification_id=notification.id, exc_info=failure)
-                self._again(notification, BUG, None)
+                self._bug(notification, BUG)
+
+    def _bug(self, notification: Notification, failure: str) -> None:
+        """Have it tried later, unless that was tried too often: the next release may do better."""
+        if notification.attempts >= self._limits.bugs_max:
+            self._ended(notification, "dead", failure)
+        else:
+            self._again(notification, failure, self._limits.pause_max_s)
 
     def _again(
-        self, notification: Notification, failure: str, retry_after_s: float | None, *, away: bool = False
+        self, notification: Notification, failure: str, pause_max_s: float, retry_after_s: float | None = None
     ) -> None:
-        """Have it tried later, unless that was tried too often; while nobody answers it is as often as it takes."""
-        if notification.attempts >= self._limits.attempts_max and not away:
+        """Have it tried later, unless it would not matter by then."""
+        doubled = min(notification.attempts - 1, 20)
+        pause_s = min(self._limits.pause_s * 2.0**doubled, pause_max_s) * self._dice.uniform(0.5, 1.0)
+        pause_s = min(max(pause_s, retry_after_s or 0.0), self._limits.pause_max_s)
+        next_at = self._clock() + timedelta(seconds=pause_s)
+        if next_at >= min(notification.expires_at, notification.due_at + self._limits.tried_for):
             self._ended(notification, "dead", failure)
             return
-        doubled = min(notification.attempts - 1, self._limits.attempts_max)
-        pause_max_s = self._limits.away_row_pause_max_s if away else self._limits.pause_max_s
-        pause_s = min(self._limits.pause_s * 2**doubled, pause_max_s)
-        pause_s = max(pause_s * self._dice.uniform(0.5, 1.0), retry_after_s or 0.0)
         self._counts[notification.kind, "failed"] += 1
-        self._mark(
-            Postponed(
-                id=notification.id,
-                attempts=notification.attempts,
-                next_at=self._clock() + timedelta(seconds=min(pause_s, self._limits.pause_max_s)),
-                failure=failure,
-            )
-        )
+        self._mark(Postponed(id=notification.id, attempts=notification.attempts, next_at=next_at, failure=failure))
 
     def _ended(self, notification: Notification, outcome: str, failure: str | None = None) -> None:
         self._counts[notification.kind, outcome] += 1
@@ -351,13 +380,16 @@ class Notifier:
                     await asyncio.sleep(RETRY_S)
 
     async def _mark_some(self) -> None:
-        some = tuple(self._to_mark)
-        async with self._begin() as work:
-            notifications = Notifications(work.connection)
-            await notifications.end([each for each in some if isinstance(each, Ended)])
-            await notifications.postpone([each for each in some if isinstance(each, Postponed)])
-        for _ in some:
-            self._to_mark.popleft()
+        async with self._marking:
+            some = tuple(self._to_mark)
+            if not some:
+                return
+            async with self._begin() as work:
+                notifications = Notifications(work.connection)
+                await notifications.end([each for each in some if isinstance(each, Ended)])
+                await notifications.postpone([each for each in some if isinstance(each, Postponed)])
+            for _ in some:
+                self._to_mark.popleft()
 
     # Waking
 
@@ -388,37 +420,47 @@ async def plan_reminders_anew(
     channels: frozenset[Channel],
     now: datetime,
 ) -> None:
-    """Have the reminders that are to come be as a user wants them now."""
+    """Have the reminders that are to come be as a user wants them now.
+
+    One whose moment has come and that was not sent yet, as in quiet hours, is sent still, if it is wanted.
+    """
     notifications = Notifications(work.connection)
-    await notifications.void_reminders(user_id, kind=REMINDER, now=now)
-    visits = await notifications.coming_visits(user_id, now=now)
-    causes = await notifications.causes_of(visits)
     recipient = Recipient(user_id=user_id, timezone=timezone, preferences=preferences)
-    await notifications.add(
-        [
-            NewNotification(
-                outbox_id=causes[visit.id],
-                kind=each.kind,
-                ahead=each.offset,
-                channel=each.channel,
-                user_id=user_id,
-                appointment_id=visit.id,
-                version=visit.version,
-                due_at=each.due_at,
-                expires_at=each.expires_at,
-            )
-            for visit in visits
-            if visit.id in causes
-            for each in plan_reminders(now, _planned_visit(visit), recipient)
-            if each.channel in channels
-        ]
-    )
+    visits = {visit.id: visit for visit in await notifications.coming_visits(user_id, now=now)}
+    causes = await notifications.causes_of(visits.values())
+    new = {
+        (visit.id, visit.version, each.offset, each.channel): NewNotification(
+            outbox_id=causes[visit.id],
+            kind=each.kind,
+            ahead=each.offset,
+            channel=each.channel,
+            user_id=user_id,
+            appointment_id=visit.id,
+            version=visit.version,
+            due_at=each.due_at,
+            expires_at=each.expires_at,
+        )
+        for visit in visits.values()
+        if visit.id in causes
+        for each in plan_reminders(now, _planned_visit(visit), recipient)
+        if each.channel in channels
+    }
+    void = []
+    for each in await notifications.open_messages(user_id, kind=REMINDER):
+        replaced = new.get((each.appointment_id or "", each.version or 0, each.ahead, Channel(each.channel)))
+        visit = visits.get(each.appointment_id or "")
+        if replaced is not None and replaced.due_at == each.due_at:
+            continue
+        wanted = each.ahead in preferences.reminders and preferences.wants(Topic.REMINDER, Channel(each.channel))
+        if not wanted or visit is None or Offset.parse(each.ahead).before(visit.start, visit.timezone) > now:
+            void.append(each.id)
+    await notifications.void(void, now=now)
+    await notifications.add(list(new.values()))
 
 
-def _planned(cause: Cause, visit: VisitRow | None, told: Sequence[RecipientRow]) -> Iterator[NewNotification]:
+def _planned(cause: Cause, visit: VisitRow | None, recipients: Sequence[Recipient]) -> Iterator[NewNotification]:
     """The messages that a cause leads to, on every channel that there could be."""
     if visit is not None and cause.version is not None:
-        recipients = [_recipient(each) for each in told]
         for each in plan_visit(cause.kind, cause.version, cause.caused_at, _planned_visit(visit), recipients):
             yield NewNotification(
                 outbox_id=cause.id,
@@ -446,8 +488,14 @@ def _planned(cause: Cause, visit: VisitRow | None, told: Sequence[RecipientRow])
 
 
 def _planned_visit(visit: VisitRow) -> PlannedVisit:
-    return PlannedVisit(version=visit.version, start=visit.start, live=visit.live, timezone=visit.timezone)
+    return PlannedVisit(
+        version=visit.version,
+        start=visit.start,
+        live=visit.live,
+        displaced=visit.displaced,
+        timezone=visit.timezone,
+    )
 
 
 def _recipient(row: RecipientRow) -> Recipient:
-    return Recipient(user_id=row.user_id, timezone=row.timezone, preferences=Preferences.from_plain(row.chosen))
+    return Recipient(user_id=row.user_id, timezone=row.timezone, preferences=preferences_of(row.user_id, row.chosen))

@@ -17,12 +17,15 @@ TOPICS: Final = {
     "cancelled_by_patient": Topic.CANCELLED,
     "cancelled_by_clinic": Topic.CANCELLED,
     "displaced": Topic.DISPLACED,
+    "restored": Topic.DISPLACED,
     REMINDER: Topic.REMINDER,
 }
 """What a message about a visit is about, by its kind."""
-UNASKED: Final = frozenset({"cancelled_by_clinic", "displaced"})
+UNASKED: Final = frozenset({"cancelled_by_clinic", "displaced", "restored"})
 """What the clinic has done, and may wait for the end of the quiet hours; what one does oneself is confirmed at once."""
-WITH_REMINDERS: Final = frozenset({"booked", "moved"})
+NOTICE: Final = timedelta(hours=3)
+"""So long before a visit people know what the clinic has done with it, be it in their quiet hours."""
+WITH_REMINDERS: Final = frozenset({"booked", "moved", "restored"})
 ACCOUNT: Final = {
     "email_verification": Channel.EMAIL,
     "phone_verification": Channel.SMS,
@@ -45,6 +48,8 @@ class PlannedVisit:
     version: int
     start: datetime
     live: bool
+    displaced: bool
+    """It cannot take place as it stands."""
     timezone: str
     """Of its location."""
 
@@ -78,21 +83,24 @@ def plan_visit(
     """The messages about a change of a visit that made it ``version``: none once another change has come after it."""
     if visit.version != version:
         return
-    if TOPICS[kind] in (Topic.CANCELLED, Topic.DISPLACED):
+    if TOPICS[kind] is Topic.CANCELLED:
         expires_at = max(visit.start, caused_at + NEWS_FOR)
     else:
         expires_at = min(visit.start, caused_at + CONFIRMED_FOR)
     for recipient in recipients:
         due_at = caused_at
         if kind in UNASKED:
-            due_at = _not_in_quiet_hours(recipient, due_at, not_before=caused_at, not_after=expires_at)
+            latest = latest_at(kind, visit.start, expires_at)
+            due_at = _not_in_quiet_hours(recipient, due_at, not_before=caused_at, not_after=latest)
         yield from _by_channel(recipient, kind, "", due_at, expires_at)
-        if kind in WITH_REMINDERS and visit.live:
+        if kind in WITH_REMINDERS:
             yield from plan_reminders(caused_at, visit, recipient)
 
 
 def plan_reminders(now: datetime, visit: PlannedVisit, recipient: Recipient) -> Iterator[Planned]:
     """The reminders of a visit that are still to come. Once the next one is due, one before it is too late."""
+    if not visit.live or visit.displaced:
+        return
     found = []
     for offset in recipient.preferences.reminders:
         at = Offset.parse(offset).before(visit.start, visit.timezone)
@@ -102,6 +110,22 @@ def plan_reminders(now: datetime, visit: PlannedVisit, recipient: Recipient) -> 
     due = {due_at: offset for due_at, _, offset in sorted(found)}
     for due_at, expires_at in pairwise([*due, visit.start]):
         yield from _by_channel(recipient, REMINDER, due[due_at], due_at, expires_at)
+
+
+def latest_at(kind: str, start: datetime, expires_at: datetime) -> datetime:
+    """Until when a message about a visit may wait for the end of quiet hours."""
+    return min(expires_at, start - NOTICE) if kind in UNASKED else expires_at
+
+
+def quiet_until(
+    kind: str, start: datetime, expires_at: datetime, recipient: Recipient, now: datetime
+) -> datetime | None:
+    """When a message that is due may be sent, if not now: it came late, into the quiet hours."""
+    if kind not in UNASKED and kind != REMINDER:
+        return None
+    latest = latest_at(kind, start, expires_at)
+    until = _not_in_quiet_hours(recipient, now, not_before=now, not_after=latest)
+    return until if until > now else None
 
 
 def _by_channel(

@@ -83,7 +83,9 @@ class QuietHours:
             day = local.date() + timedelta(days=days)
             last = day + timedelta(days=1) if over_midnight else day
             begin = datetime.combine(day, self.begin, clock).astimezone(UTC)
-            end = datetime.combine(last, self.end, clock).astimezone(UTC)
+            # Where a time exists twice, they end with the second one.
+            ends = datetime.combine(last, self.end, clock)
+            end = max(ends.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
             if begin <= instant < end:
                 return begin, end
         return None
@@ -129,12 +131,18 @@ class Preferences:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any] | None) -> Preferences:
-        """Of what ``plain`` made; of nothing, those of whoever has not chosen."""
+        """Of what ``plain`` made; of nothing, those of whoever has not chosen.
+
+        What a newer release has written of topics and channels that this one does not know is left aside.
+        """
         if plain is None:
             return cls()
         channels = {
-            Topic(topic): frozenset(Channel(channel) for channel, wanted in by_channel.items() if wanted)
+            Topic(topic): frozenset(
+                Channel(channel) for channel, wanted in by_channel.items() if wanted and channel in set(Channel)
+            )
             for topic, by_channel in plain["channels"].items()
+            if topic in set(Topic)
         }
         quiet = plain["quiet_hours"]
         if quiet is not None:

@@ -7,6 +7,7 @@ database can push to nobody. A subscription whose push service says that it is g
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Iterable
@@ -28,9 +29,17 @@ from persistence.sealed import Vault
 
 CURVE: Final = ec.SECP256R1()
 CURVE_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_ADDRESS: Final = re.compile(r"[!$&-;=?-Z_a-z~%\[\]]+")
+"""What may stand in one (RFC 3986, 2), but for the fragment."""
+_LABEL: Final = re.compile(r"(?!..--)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""Of a host's name; services have none that is not ASCII."""
 TOKEN_TTL_S: Final = 12 * 3600
 TTL_MAX_S: Final = 7 * 86_400
-GONE: Final = frozenset({404, 410})
+PAYLOAD_BYTES_MAX: Final = 2800
+"""Services take 4096 of what it becomes (RFC 8030, 7.2), and some less."""
+GONE: Final = NoAddress("gone")
+"""The browser has taken its subscription back."""
+GONE_STATUS: Final = frozenset({404, 410})
 
 
 class PushKeys:
@@ -74,36 +83,36 @@ class PushSender:
         self._client = open_client()
 
     async def send(self, message: Message) -> None:
-        """See ``Sender``."""
+        """See ``Sender``. Each browser has its service: one that does not answer says nothing of the others."""
         subscriptions = message.content.subscriptions
-        failure: Failed | Refused | None = None
-        accepted = gone = 0
         answers = await asyncio.gather(*(self._push(message, each) for each in subscriptions))
+        failures = []
         for subscription, answer in zip(subscriptions, answers, strict=True):
-            if isinstance(answer, Failed):
-                failure = answer
-            elif answer.status_code in GONE:
+            if answer is GONE:
                 await self._forget(subscription.id)
-                gone += 1
-            else:
-                try:
-                    check(answer)
-                    accepted += 1
-                except (Failed, Refused) as refusal:
-                    failure = refusal
-        if accepted:
+            elif answer is not None:
+                failures.append(answer)
+        if None in answers:
             return
-        if failure is not None:
-            raise failure
-        raise NoAddress("gone" if gone else "no subscription")
+        passing = [each for each in failures if isinstance(each, Failed)]
+        if passing:
+            raise Failed(str(passing[0]), retry_after_s=passing[0].retry_after_s)
+        if failures:
+            raise failures[0]
+        raise NoAddress("gone" if subscriptions else "no subscription")
 
     async def close(self) -> None:
         """See ``Sender``."""
         await self._client.aclose()
 
-    async def _push(self, message: Message, subscription: PushSubscription) -> httpx.Response | Failed:
+    async def _push(self, message: Message, subscription: PushSubscription) -> Exception | None:
+        """``None`` where the browser's service has it, else why not."""
         notification = message.content.notification
-        payload = {"id": notification.id, "title": message.words.subject, "body": message.words.short}
+        payload = {
+            "id": notification.id,
+            "title": cut(message.words.subject, PAYLOAD_BYTES_MAX // 4),
+            "body": cut(message.words.short, PAYLOAD_BYTES_MAX // 2),
+        }
         left_s = int(notification.expires_at.timestamp() - time.time())
         headers = {
             "Authorization": self._keys.authorization(subscription.endpoint),
@@ -114,11 +123,17 @@ class PushSender:
             "Topic": notification.id.replace("-", ""),  # 32 characters: a repeat takes the place of what waits there.
         }
         try:
-            return await post(
+            answer = await post(
                 self._client, subscription.endpoint, content=encrypt(payload, subscription), headers=headers
             )
-        except Failed as failure:
+            if answer.status_code in GONE_STATUS:
+                return GONE
+            check(answer)
+        except (Failed, Refused) as failure:
             return failure
+        except (ValueError, httpx.InvalidURL):  # What was subscribed with is no address or no key.
+            return GONE
+        return None
 
 
 def encrypt(payload: object, subscription: PushSubscription) -> bytes:
@@ -133,17 +148,24 @@ def encrypt(payload: object, subscription: PushSubscription) -> bytes:
     return body
 
 
+def cut(text: str, bytes_max: int) -> str:
+    """As much of it as fits."""
+    return text.encode()[:bytes_max].decode(errors="ignore")
+
+
 def is_push_service(endpoint: str, hosts: Iterable[str]) -> bool:
     """Whether that is an address of one of these hosts; one that begins with a dot stands for all below it.
 
     Anybody may name an address to push to: only known ones are spoken to, by HTTPS, or on this machine where it is one.
     """
+    if not _ADDRESS.fullmatch(endpoint):
+        return False
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return False
-    if parts.username is not None or parts.fragment:
+    if parts.username is not None or parts.fragment or not all(map(_LABEL.fullmatch, host.split("."))):
         return False
     for known in hosts:
         if known in ("127.0.0.1", "localhost"):

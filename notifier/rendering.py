@@ -90,7 +90,9 @@ def render(content: Content, *, unsubscribe_url: str | None = None) -> Words:
 def _rendered_for(
     content: Content, template: Template, variables: Mapping[str, str], language: str, unsubscribe_url: str | None
 ) -> Words:
-    if not content.confirmed:
+    if not content.confirmed and content.visit is None:
+        variables = {**variables, "name": ""}  # Of an account that is being made; anybody may have named it anything.
+    elif not content.confirmed:
         variables = {name: value for name, value in variables.items() if name in SHOWN_TO_ANYBODY}
         confirm = _texts(language)["words"]["confirm"]
         template = Template(subject=template.subject, text=f"{template.short}\n\n{confirm}", short=template.short)
@@ -194,7 +196,7 @@ def _rendered(source: str, variables: Mapping[str, str]) -> str:
         raise TemplateRefused(f"should have at most {TEMPLATE_LENGTH_MAX} characters")
     try:
         rendered = _compiled(source).render(variables)
-    except (TemplateError, TypeError, ValueError, RecursionError) as failure:
+    except (TemplateError, TypeError, ValueError, RecursionError, SyntaxError, MemoryError) as failure:
         raise TemplateRefused(str(failure) or type(failure).__name__) from None
     if len(rendered) > RENDERED_LENGTH_MAX:
         raise TemplateRefused("becomes too long")

@@ -33,12 +33,12 @@ class SmsProvider:
         ``twilio+http`` and ``http`` are for providers on this machine.
         """
         parts = urlsplit(url)
-        host = parts.hostname or ""
-        where = f"{host}:{parts.port}" if parts.port is not None else host
+        where = parts.netloc.rpartition("@")[2]
         user, password = (unquote(each) if each else None for each in (parts.username, parts.password))
         secure = "http" if parts.scheme.endswith("http") else "https"
         if not parts.scheme.startswith("twilio"):
-            return cls(url=f"{secure}://{where}{parts.path}", twilio=False, user=user, password=password)
+            query = f"?{parts.query}" if parts.query else ""
+            return cls(url=f"{secure}://{where}{parts.path}{query}", twilio=False, user=user, password=password)
         return cls(
             url=f"{secure}://{where}/2010-04-01/Accounts/{user}/Messages.json",
             twilio=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Final
 
 DRAWN_AT_ONCE: Final = 256
@@ -24,12 +23,6 @@ def new_id() -> str:
         random = next(_drawn, None)
     at = f"{time.time_ns() // 1_000_000:012x}"
     return f"{at[:8]}-{at[8:]}-7{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[7:19]}"
-
-
-def first_id_at(instant: datetime) -> str:
-    """No id that ``new_id`` makes from that instant on is smaller."""
-    milliseconds = f"{int(instant.timestamp() * 1000):012x}"
-    return f"{milliseconds[:8]}-{milliseconds[8:]}-7000-8000-000000000000"
 
 
 def lock_key(identifier: str) -> int:

@@ -9,7 +9,7 @@ import unicodedata
 from typing import Final
 
 import phonenumbers
-from email_validator import EmailNotValidError, validate_email
+from email_validator import EmailNotValidError, ValidatedEmail, validate_email
 
 LOGIN_LENGTH_MIN: Final = 3
 LOGIN_LENGTH_MAX: Final = 64
@@ -32,14 +32,25 @@ def normal_email(value: str) -> str | None:
     """The address with its domain in lower case and Unicode (RFC 5321, RFC 6531); ``None`` where it is not one.
 
     A domain has a dot here: mail goes to other people's machines. Whether it exists is for the verification to find.
+    What stands before the ``@`` is ASCII: most servers take nothing else.
     """
-    try:
-        address = validate_email(value, check_deliverability=False, globally_deliverable=False)
-    except EmailNotValidError:
-        return None
-    if address.ascii_domain.startswith("["):
+    address = _validated(value)
+    if address is None or address.ascii_domain.startswith("["):
         return None
     return address.normalized if "." in address.ascii_domain.strip(".") else None
+
+
+def ascii_email(address: str) -> str | None:
+    """An address as every mail server takes it, with its domain in ASCII (RFC 5890); ``None`` where it has no such."""
+    validated = _validated(address)
+    return validated.ascii_email if validated is not None else None
+
+
+def _validated(value: str) -> ValidatedEmail | None:
+    try:
+        return validate_email(value, check_deliverability=False, globally_deliverable=False, allow_smtputf8=False)
+    except EmailNotValidError:
+        return None
 
 
 def normal_phone(value: str) -> str | None:

@@ -12,10 +12,12 @@ from actors.messages import (
     AppointmentMovedOut,
     AppointmentRescheduled,
     CalendarClosed,
+    ClosureRemoved,
     Event,
     Role,
     SlotBlocked,
     SlotCancelled,
+    SlotUnblocked,
 )
 
 REFUSED: Final = "refused"
@@ -39,5 +41,8 @@ def intents(event: Event) -> Iterator[tuple[str, str, int]]:
         case CalendarClosed() | SlotBlocked() | SlotCancelled():
             for touched in event.displaced:
                 yield "displaced", touched.appointment_id, touched.version
+        case ClosureRemoved() | SlotUnblocked():
+            for touched in event.restored:
+                yield "restored", touched.appointment_id, touched.version
         case _:
             pass

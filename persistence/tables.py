@@ -260,6 +260,7 @@ notification = Table(
     Index(None, "channel", "next_at", postgresql_where=text("ended_at IS NULL")),
     Index(None, "appointment_id", postgresql_where=text("ended_at IS NULL")),
     Index(None, "user_id", "id"),
+    Index(None, "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     Index("ix_notification_dead", "id", postgresql_where=text("outcome = 'dead'")),
     comment="Messages: one for each user, channel and moment. next_at: due, or when its lease or its pause ends.",
 )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import Path, Query, Request
+from fastapi import Path, Query
 from starlette.responses import Response
 
 from api.dependencies import Admin, CurrentUser, Page, PageRequest, TheServices, as_of, problems
@@ -25,7 +25,7 @@ from api.notifications.schemas import (
     delivery_plain,
     notification_plain,
 )
-from api.routing import FORM, Json, check_content_type
+from api.routing import FORM, Json
 from api.routing import router as strict_router
 from cluster.bootstrap import Services
 from notifier.notifier import plan_reminders_anew
@@ -130,12 +130,13 @@ async def ask_to_unsubscribe(token: Token, services: TheServices) -> Response:
 @router.post(
     "/notifications/unsubscribe",
     response_class=Response,
-    responses=problems("not_found", "unsupported_media_type"),
-    openapi_extra={"requestBody": {"content": {FORM: {"schema": {"type": "object"}}}}},
+    responses=problems("not_found"),
+    openapi_extra={
+        "requestBody": {"content": {form: {"schema": {"type": "object"}} for form in (FORM, "multipart/form-data")}}
+    },
 )
-async def unsubscribe(request: Request, token: Token, services: TheServices) -> Response:
-    """Switch off what the link is about: by the page's button, or by a mail program (RFC 8058)."""
-    check_content_type(request, FORM)
+async def unsubscribe(token: Token, services: TheServices) -> Response:
+    """Switch off what the link is about: by the page's button, or by a mail program, in either form (RFC 8058)."""
     link = _read(services, token)
     now = datetime.now(UTC)
     async with services.unit_of_work() as work:

@@ -51,7 +51,10 @@ class ByTopic(Body):
 
 
 class Quiet(Body):
-    """From when to when reminders wait, by the clock of the user's ``timezone``; perhaps over midnight."""
+    """From when to when reminders, and news of the clinic's, wait by the clock of the user's ``timezone``.
+
+    Perhaps over midnight. What would come too late then is said before them, or in them.
+    """
 
     from_: WallTime = Field(alias="from", examples=["22:00"])
     to: WallTime = Field(examples=["07:00"])
@@ -120,7 +123,8 @@ class NotificationAnswer(Answer):
     due_at: datetime
     state: State = Field(
         description="void: the visit was changed since; late: it would not have mattered any more;"
-        " unreachable: there is no verified address; capped: too many that day; dead: refused, or tried too often."
+        " unreachable: there is no verified address; capped: too many that day; dead: refused for good,"
+        " or tried for as long as it mattered."
     )
     ended_at: datetime | None
 

@@ -46,6 +46,7 @@ class VisitRow:
     version: int
     start: datetime
     live: bool
+    displaced: bool
     patient_id: str
     timezone: str
 
@@ -113,17 +114,17 @@ class Postponed:
     id: str
     attempts: int
     next_at: datetime
-    failure: str
+    failure: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """What is due on a channel."""
+    """What is due on a channel, and what nobody has planned yet. At most ``DUE_MAX`` of each: more are not counted."""
 
     due: int
-    """At most ``DUE_MAX``: it is not counted further."""
     oldest_at: datetime | None
     """Since when the one that waits longest could have been tried."""
+    unplanned: int
 
 
 DUE_MAX: Final = 100_000
@@ -250,11 +251,20 @@ class Notifications:
                 _VOID_BEFORE, {"ids": list(versions), "versions": list(versions.values()), "now": now}
             )
 
-    async def void_reminders(self, user_id: str, *, kind: str, now: datetime) -> None:
-        """End a user's messages of a kind that have not been sent."""
+    async def open_messages(self, user_id: str, *, kind: str) -> list[Notification]:
+        """A user's messages of a kind that have not ended."""
+        rows = await self._connection.execute(
+            select(notification).where(
+                notification.c.user_id == user_id, notification.c.kind == kind, notification.c.ended_at.is_(None)
+            )
+        )
+        return [_notification(row) for row in rows]
+
+    async def void(self, notification_ids: Collection[str], *, now: datetime) -> None:
+        """End these messages, but for those that have ended."""
         await self._connection.execute(
             update(notification)
-            .where(notification.c.user_id == user_id, notification.c.kind == kind, notification.c.ended_at.is_(None))
+            .where(notification.c.id.in_(notification_ids), notification.c.ended_at.is_(None))
             .values(ended_at=now, outcome=VOID)
         )
 
@@ -279,7 +289,7 @@ class Notifications:
         )
 
     async def end(self, ended: Sequence[Ended]) -> None:
-        """Write down what became of messages; what has ended already stays as it is."""
+        """Write down what became of messages; what has ended stays as it is, unless it was void and has been sent."""
         await self._connection.execute(
             _END,
             {
@@ -302,19 +312,19 @@ class Notifications:
             },
         )
 
-    async def sent_since(self, user_ids: Collection[str], since: datetime) -> dict[str, list[datetime]]:
-        """When messages about visits were sent to each of these users since an instant."""
+    async def sent_since(self, user_ids: Collection[str], since: datetime) -> dict[str, list[tuple[str, datetime]]]:
+        """By which channel and when messages about visits were sent to each of these users since an instant."""
         rows = await self._connection.execute(
-            select(notification.c.user_id, notification.c.ended_at).where(
+            select(notification.c.user_id, notification.c.channel, notification.c.ended_at).where(
                 notification.c.user_id.in_(user_ids),
                 notification.c.appointment_id.is_not(None),
                 notification.c.outcome == "sent",
                 notification.c.ended_at > since,
             )
         )
-        found: dict[str, list[datetime]] = {}
+        found: dict[str, list[tuple[str, datetime]]] = {}
         for row in rows:
-            found.setdefault(row.user_id, []).append(row.ended_at)
+            found.setdefault(row.user_id, []).append((row.channel, row.ended_at))
         return found
 
     async def sealed(self, cause_ids: Collection[str]) -> dict[str, bytes]:
@@ -327,7 +337,7 @@ class Notifications:
     async def backlog(self, channel: str, *, now: datetime) -> Backlog:
         """What is due on a channel."""
         row = (await self._connection.execute(_BACKLOG, {"channel": channel, "now": now, "most": DUE_MAX})).one()
-        return Backlog(due=row.due, oldest_at=row.oldest_at)
+        return Backlog(due=row.due, oldest_at=row.oldest_at, unplanned=row.unplanned)
 
     # Preferences
 
@@ -404,6 +414,7 @@ _VISITS = select(
     appointment.c.version,
     appointment.c.starts_at,
     appointment.c.live,
+    appointment.c.displaced,
     appointment.c.patient_id,
     location.c.timezone,
 ).join(location, location.c.id == appointment.c.location_id)
@@ -430,12 +441,12 @@ _END = text(
     UPDATE notification AS n SET ended_at = d.at, outcome = d.outcome, failure = coalesce(d.failure, n.failure)
     FROM unnest(CAST(:ids AS uuid[]), CAST(:outcomes AS text[]), CAST(:ats AS timestamptz[]),
         CAST(:failures AS text[])) AS d(id, outcome, at, failure)
-    WHERE n.id = d.id AND n.ended_at IS NULL
+    WHERE n.id = d.id AND (n.ended_at IS NULL OR (n.outcome = 'void' AND d.outcome = 'sent'))
     """
 )
 _POSTPONE = text(
     """
-    UPDATE notification AS n SET next_at = d.next_at, failure = d.failure
+    UPDATE notification AS n SET next_at = d.next_at, failure = coalesce(d.failure, n.failure)
     FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:next_ats AS timestamptz[]),
         CAST(:failures AS text[])) AS d(id, attempts, next_at, failure)
     WHERE n.id = d.id AND n.attempts = d.attempts AND n.ended_at IS NULL
@@ -448,7 +459,8 @@ _BACKLOG = text(
             SELECT FROM notification WHERE channel = :channel AND ended_at IS NULL AND next_at <= :now LIMIT :most
         ) AS waiting) AS due,
         (SELECT min(next_at) FROM notification WHERE channel = :channel AND ended_at IS NULL AND next_at <= :now)
-            AS oldest_at
+            AS oldest_at,
+        (SELECT count(*) FROM (SELECT FROM outbox WHERE planned_at IS NULL LIMIT :most) AS unplanned) AS unplanned
     """
 )
 
@@ -459,6 +471,7 @@ def _visit(row: Any) -> VisitRow:
         version=row.version,
         start=row.starts_at,
         live=row.live,
+        displaced=row.displaced,
         patient_id=row.patient_id,
         timezone=row.timezone,
     )

@@ -14,13 +14,15 @@ from itertools import cycle
 from pathlib import Path
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from cluster.settings import Settings
 from notifier.notifier import NotifierLimits
+from notifier.preferences import Preferences
 from tests.e2e.clinic import Server as ClinicServer
 from tests.e2e.clinic import open_clinic
 from tests.faults.checker import check
-from tests.faults.clients import Client, Offer
+from tests.faults.clients import Client, Offer, Pace
 from tests.faults.history import History, Recovery
 from tests.faults.nemeses import Nemesis, Scene
 from tests.faults.records import read_records
@@ -77,6 +79,7 @@ class Campaign:
     dice: random.Random
     patience_s: float = RECOVERY_DEADLINE_S
     """How long it waits until all calendars answer well again."""
+    pace: Pace = field(default_factory=Pace)
     resting: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     lines: list[Line] = field(default_factory=list)
@@ -145,7 +148,12 @@ class Campaign:
         self.in_flight_max += SENDING_MAX * nemesis.ends_notifiers
         try:
             scene = Scene(
-                cluster=self.cluster, dice=own, recovery=recovery, notes=self.notes, violations=self.violations
+                cluster=self.cluster,
+                dice=own,
+                recovery=recovery,
+                pace=self.pace,
+                notes=self.notes,
+                violations=self.violations,
             )
             struck = await nemesis.strike(scene)
             await self._until(lambda: recovery.complete)
@@ -216,6 +224,7 @@ async def running_campaign(
             history=campaign.history,
             dice=random.Random(dice.random()),
             stopping=campaign.stopping,
+            pace=campaign.pace,
         )
         campaign.clients.append(asyncio.create_task(client.run(campaign.resting)))
     campaign.watchers = [
@@ -241,9 +250,16 @@ async def _found(cluster: Cluster, clients: int, doctors: int) -> tuple[list[Per
         people = await clinic.people.patients(clients, with_mail=True)
         slots = dict([await _doctor(clinic.doctor_with_slots) for _ in range(doctors)])
     async with await psycopg.AsyncConnection.connect(cluster.direct_url) as connection:
+        await connection.execute(_NEVER_QUIET, [Jsonb(Preferences(quiet=None).plain())])
         cursor = await connection.execute("SELECT id::text FROM slot ORDER BY starts_at")
         place = {row[0]: number for number, row in enumerate(await cursor.fetchall())}
     return people, Offer(slots={doctor: sorted(ids, key=place.__getitem__) for doctor, ids in slots.items()})
+
+
+_NEVER_QUIET = (
+    "INSERT INTO notification_preference (user_id, chosen, updated_at) SELECT id, %s, now() FROM app_user"
+    " ON CONFLICT DO NOTHING"
+)
 
 
 async def _doctor(make: Callable[..., Awaitable[tuple[Person, list[str]]]]) -> tuple[str, list[str]]:

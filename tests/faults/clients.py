@@ -40,6 +40,14 @@ class Offer:
 
 
 @dataclass(slots=True, kw_only=True)
+class Pace:
+    """How fast all clients go."""
+
+    rest_s: float = 0.0
+    """Of each, between two wishes."""
+
+
+@dataclass(slots=True, kw_only=True)
 class _Visit:
     id: str
     doctor_id: str
@@ -66,6 +74,7 @@ class Client:
     history: History
     dice: random.Random
     stopping: asyncio.Event
+    pace: Pace
     _visits: list[_Visit] = field(default_factory=list)
     _connections: dict[int, list[Connection]] = field(default_factory=dict)
     _serial: int = 0
@@ -77,6 +86,8 @@ class Client:
         try:
             while not resting.is_set():
                 await self._fulfil(self._wish())
+                if self.pace.rest_s:
+                    await asyncio.sleep(self.pace.rest_s)
         finally:
             for connections in self._connections.values():
                 for connection in connections:

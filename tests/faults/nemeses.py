@@ -18,6 +18,7 @@ from persistence.database import open_database
 from persistence.repositories.placement import Placements
 from persistence.sealed import Vault
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
+from tests.faults.clients import Pace
 from tests.faults.history import Recovery
 from tests.faults.nodes import RayHead, RayNode
 from tests.faults.servers import Cluster
@@ -41,6 +42,7 @@ class Scene:
     dice: random.Random
     recovery: Recovery
     """``restart`` it where time counts from the healing, not from the blow."""
+    pace: Pace
     notes: list[str] = field(default_factory=list)
     """What else there is to tell."""
     violations: list[str] = field(default_factory=list)

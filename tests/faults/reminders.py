@@ -15,10 +15,20 @@ LAG_S = 5.0
 LAG_MAX_S = 60.0
 """After the last fault; by then no message is later than ``LAG_S``."""
 DRAINED_S = 300.0
+REST_S = 8.0
+"""Of clients, who would leave nothing of this machine to notifiers."""
 
 
 async def kill_amid_reminders(scene: Scene) -> bool:
     """A notifier, a node, Valkey and PostgreSQL."""
+    scene.pace.rest_s = REST_S
+    try:
+        return await _kill_amid_reminders(scene)
+    finally:
+        scene.pace.rest_s = 0.0
+
+
+async def _kill_amid_reminders(scene: Scene) -> bool:
     url = scene.cluster.direct_url
     async with await psycopg.AsyncConnection.connect(url) as connection:
         await connection.execute(_MAKE_DUE, [REMINDERS])
@@ -47,6 +57,13 @@ async def _wait_until_due(url: str, *, most: int, lag_s: float) -> None:
 
 
 _MAKE_DUE = """
+    INSERT INTO notification
+        (id, outbox_id, kind, ahead, channel, user_id, appointment_id, version, due_at, expires_at, next_at)
+    SELECT uuidv7(), uuidv7(), 'reminder', 'P1D', 'email', booked_by, id, version, now(), starts_at, now()
+    FROM appointment, generate_series(1, 9999) AS number
+    WHERE live ORDER BY number LIMIT %s
+"""
+_DUE = """
     INSERT INTO notification
         (id, outbox_id, kind, ahead, channel, user_id, appointment_id, version, due_at, expires_at, next_at)
     SELECT uuidv7(), o.id, 'reminder', 'PT' || number || 'M', 'email', a.booked_by, a.id, a.version, now(),

@@ -53,7 +53,13 @@ MESSAGES = 7000 if LONG else 150
 AWAY_S = 60.0 if LONG else 3.0
 WITHHELD = 5
 LIMITS = NotifierLimits(
-    a_day_max=0, lease_s=6.0, send_timeout_s=3.0, pause_s=0.2, away_pause_max_s=0.5, away_row_pause_max_s=2.0
+    a_day_max=0,
+    lease_s=6.0,
+    send_timeout_s=3.0,
+    pause_s=0.2,
+    pause_max_s=1.0,
+    away_pause_max_s=0.5,
+    away_row_pause_max_s=1.0,
 )
 
 
@@ -288,12 +294,9 @@ async def _rows(desk: Desk, query: str, **parameters: object) -> Sequence[Row[An
 MAKE_DUE = """
     INSERT INTO notification
         (id, outbox_id, kind, ahead, channel, user_id, appointment_id, version, due_at, expires_at, next_at)
-    SELECT uuidv7(), o.id, 'reminder', 'PT' || number || 'M', channel, a.booked_by, a.id, a.version, now(),
-        a.starts_at, now()
-    FROM appointment AS a JOIN outbox AS o ON o.appointment_id = a.id AND o.version = a.version,
-        generate_series(1, :count) AS number, unnest(ARRAY['email', 'sms', 'push']) AS channel
+    SELECT uuidv7(), uuidv7(), 'booked', '', channel, a.booked_by, a.id, a.version, now(), a.starts_at, now()
+    FROM appointment AS a, generate_series(1, :count), unnest(ARRAY['email', 'sms', 'push']) AS channel
     WHERE a.id = :visit
-    ON CONFLICT DO NOTHING
 """
 SENT = "SELECT id, channel, outcome FROM notification WHERE appointment_id = :visit AND due_at <= now()"
 

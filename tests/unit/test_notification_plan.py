@@ -24,8 +24,10 @@ def preferences(*reminders: str, quiet: tuple[str, str] | None = None) -> Prefer
     return Preferences(channels=EMAIL_ONLY, reminders=reminders, quiet=hours)
 
 
-def visit(start: datetime, timezone: str, *, version: int = 1, live: bool = True) -> PlannedVisit:
-    return PlannedVisit(version=version, start=start, live=live, timezone=timezone)
+def visit(
+    start: datetime, timezone: str, *, version: int = 1, live: bool = True, displaced: bool = False
+) -> PlannedVisit:
+    return PlannedVisit(version=version, start=start, live=live, displaced=displaced, timezone=timezone)
 
 
 def recipient(chosen: Preferences, timezone: str = "UTC") -> Recipient:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from cluster.telemetry import configure_logging
+from actors.logs import configure_logging
 
 
 @pytest.fixture(autouse=True)
