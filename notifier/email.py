@@ -27,6 +27,7 @@ from persistence.normal_forms import ascii_email
 PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
 TIMEOUT_S: Final = 8.0
 LINE_MAX: Final = 65
+WORD_MAX: Final = 75
 CRLF: Final = "\r\n"
 KEPT_S: Final = 20.0
 """A connection that was not used for so long may have been ended by the server: another is made."""
@@ -196,7 +197,7 @@ def _header(name: str, value: str) -> bytes:
 def _folded(subject: str) -> str:
     if subject.isascii() and len(subject) <= LINE_MAX:
         return subject
-    return Header(subject, "utf-8", header_name="Subject").encode(linesep=CRLF)
+    return _encoded("Subject", subject)
 
 
 def _mailbox(header: str, name: str, address: str) -> str:
@@ -206,7 +207,12 @@ def _mailbox(header: str, name: str, address: str) -> str:
         return f"<{address}>"
     if name.isascii():
         return formataddr((name, address))
-    return f"{Header(name, 'utf-8', header_name=header).encode(linesep=CRLF)}{CRLF} <{address}>"
+    return f"{_encoded(header, name)}{CRLF} <{address}>"
+
+
+def _encoded(header: str, value: str) -> str:
+    """As words of 75 characters at most (RFC 2047, 2), each on a line of its own."""
+    return Header(value, "utf-8", header_name=header, maxlinelen=WORD_MAX).encode(linesep=CRLF)
 
 
 def _failure(code: int) -> Exception:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notifier.plan import Planned, PlannedVisit, Recipient, plan_reminders, plan_visit
+from notifier.plan import Planned, PlannedVisit, Recipient, plan_reminders, plan_visit, quiet_until
 from notifier.preferences import Channel, Offset, Preferences, QuietHours, Topic
 
 BOOKED_AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -122,6 +122,59 @@ def test_what_one_does_oneself_is_confirmed_at_once_what_the_clinic_does_waits_f
         "cancelled_by_clinic": [morning],
         "displaced": [morning],
     }
+
+
+@pytest.mark.parametrize("kind", ["cancelled_by_clinic", "displaced", "restored"])
+def test_what_the_clinic_does_is_known_well_before_the_visit_be_it_in_quiet_hours(kind: str) -> None:
+    chosen = recipient(preferences(quiet=("22:00", "07:00")))
+    night = at("2026-03-02T22:30", "UTC")
+    for start, due in (
+        ("2026-03-03T06:30", night),
+        ("2026-03-03T09:30", night),  # Who hears of it at seven may be on the way.
+        ("2026-03-03T10:30", at("2026-03-03T07:00", "UTC")),
+        ("2026-03-02T22:00", night),
+    ):
+        told = [
+            each for each in plan_visit(kind, 1, night, visit(at(start, "UTC"), "UTC"), [chosen]) if each.kind == kind
+        ]
+        if at(start, "UTC") > night or kind == "cancelled_by_clinic":
+            assert [each.due_at for each in told] == [due], start
+        else:
+            assert told == [], "over"
+
+
+@pytest.mark.parametrize(
+    ("now", "until"),
+    [
+        ("2026-03-02T21:59", None),
+        ("2026-03-02T22:00", "2026-03-03T07:00"),
+        ("2026-03-03T06:59", "2026-03-03T07:00"),
+        ("2026-03-03T07:00", None),
+    ],
+)
+def test_what_is_late_waits_for_the_morning_if_it_still_matters_then(now: str, until: str | None) -> None:
+    chosen = recipient(preferences(quiet=("22:00", "07:00")))
+    moment, start = at(now, "UTC"), at("2026-03-03T12:00", "UTC")
+    expected = at(until, "UTC") if until else None
+    for kind in ("reminder", "cancelled_by_clinic", "displaced", "restored"):
+        assert quiet_until(kind, start, start, chosen, moment) == expected
+    for kind in ("booked", "moved", "cancelled_by_patient"):
+        assert quiet_until(kind, start, start, chosen, moment) is None
+    assert quiet_until("reminder", start, at("2026-03-03T06:59", "UTC"), chosen, moment) is None
+
+
+def test_nobody_is_reminded_of_what_cannot_take_place() -> None:
+    start = at("2026-03-10T09:00", "UTC")
+    for state in ({"displaced": True}, {"live": False}):
+        assert not list(plan_reminders(BOOKED_AT, visit(start, "UTC", **state), recipient(preferences("P1D"))))
+
+
+def test_quiet_hours_end_when_the_clock_shows_their_end_for_the_last_time() -> None:
+    hours = QuietHours(begin=time(23), end=time(2, 30))
+    second = at("2026-10-25T00:10", "UTC") + timedelta(hours=1)  # 02:10 in Berlin, once more.
+    around = hours.around(second, "Europe/Berlin")
+    assert around is not None
+    assert around[1] == at("2026-10-25T01:30", "UTC")
 
 
 def test_a_change_that_was_overtaken_is_not_said() -> None:

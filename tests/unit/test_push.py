@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from notifier.push import PushKeys, encrypt, is_browser_key, is_push_service, unbase64url
+from notifier.push import PAYLOAD_BYTES_MAX, PushKeys, cut, encrypt, is_browser_key, is_push_service, unbase64url
 from persistence.repositories.push_subscriptions import PushSubscription
 from persistence.sealed import Vault
 from tests.providers import AUTH, BROWSER
@@ -36,6 +36,13 @@ HOSTS = ("fcm.googleapis.com", ".notify.windows.com", "127.0.0.1")
         ("https://[::1", False),
         ("https://fcm.googleapis.com:x/", False),
         ("fcm.googleapis.com", False),
+        ("https://xn--a.notify.windows.com/x", False),
+        ("https://.notify.windows.com/x", False),
+        (f"https://{'a' * 64}.notify.windows.com/x", False),
+        ("https://a\\b.notify.windows.com/x", False),
+        ("https://fcm.googleapis.com/x y", False),
+        ("https://fcm.googleapis.com/\x00", False),
+        ("https://fcm.googleapis.com/ä", False),
         ("", False),
     ],
 )
@@ -59,6 +66,17 @@ def test_whose_key_it_is_stays_and_what_is_signed_can_be_verified() -> None:
     r, s = int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big")
     point = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), unbase64url(keys.public_key))
     point.verify(encode_dss_signature(r, s), f"{head}.{claims}".encode(), ec.ECDSA(hashes.SHA256()))
+
+
+def test_what_is_pushed_is_never_more_than_services_take() -> None:
+    assert cut("Привет", 5) == "Пр"
+    keys = BROWSER.subscription("https://fcm.googleapis.com/x")["keys"]
+    subscription = PushSubscription(
+        id="s", user_id="u", endpoint="", p256dh=keys["p256dh"], auth=keys["auth"], created_at=datetime.now(UTC)
+    )
+    text = '"\\ä' * 9000
+    payload = {"id": "0" * 36, "title": cut(text, PAYLOAD_BYTES_MAX // 4), "body": cut(text, PAYLOAD_BYTES_MAX // 2)}
+    assert len(encrypt(payload, subscription)) <= 4096
 
 
 def test_only_the_browser_reads_what_is_pushed() -> None:

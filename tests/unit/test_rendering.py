@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from email import message_from_bytes, policy
+from email.header import decode_header, make_header
+from email.utils import parseaddr
 from html.parser import HTMLParser
 from typing import Any
 
@@ -18,7 +21,7 @@ from notifier.languages import LANGUAGES
 from notifier.plan import TOPICS
 from notifier.preferences import Channel
 from notifier.rendering import TemplateRefused, Words, built_in, put_in_words, render, sample
-from notifier.senders import Message
+from notifier.senders import Message, Refused
 from persistence.repositories.appointments import AppointmentRow
 from persistence.repositories.directory import Location
 from persistence.repositories.notifications import Notification
@@ -29,7 +32,8 @@ from persistence.repositories.users import User
 NOW = datetime(2026, 12, 1, 12, 0, tzinfo=UTC)
 START = datetime(2026, 12, 3, 6, 30, tzinfo=UTC)
 SENDER = "Clinic at the park <no-reply@clinic.example>"
-UNSUBSCRIBE = "https://clinic.example/v1/notifications/unsubscribe?token=abc"
+UNSUBSCRIBE = f"https://clinic.example/v1/notifications/unsubscribe?token={'kA9-_' * 24}"
+"""As long as a real one."""
 USER = User(
     id="01a2211f-0000-7000-8000-000000000001",
     role=Role.PATIENT,
@@ -163,6 +167,9 @@ def test_every_message_is_sound(kind: str, language: str) -> None:
 
     mail = compose(Message(content=said, words=words, unsubscribe_url=unsubscribe), sender=SENDER)
     assert max(map(len, mail.split(b"\r\n"))) <= 998, "RFC 5322, 2.1.1"
+    head = mail.partition(b"\r\n\r\n")[0]
+    assert (f"\r\nList-Unsubscribe: <{UNSUBSCRIBE}>\r\n".encode() in head) == (unsubscribe is not None), "as it is"
+    assert all(len(word) <= 75 for word in re.findall(rb"=\?[^\s]+\?=", head)), "RFC 2047, 2"
     read = message_from_bytes(mail, policy=policy.default)
     assert read["Message-ID"] == "<01a2211f-0000-7000-8000-00000000abcd@clinic.example>"
     assert read["Subject"] == words.subject
@@ -205,6 +212,22 @@ def test_a_name_breaks_no_header() -> None:
     assert message_from_bytes(mail, policy=policy.default)["Bcc"] is None
 
 
+def test_names_and_domains_in_any_letters_reach_every_server() -> None:
+    name = "Екатерина Александровна Преображенская-Воскресенская"
+    said = content("booked", "ru", name=name, email="anna@почта.рф")
+    mail = compose(Message(content=said, words=render(said), unsubscribe_url=None), sender=SENDER)
+    assert mail.isascii()
+    head = mail.partition(b"\r\n\r\n")[0]
+    assert all(len(word) <= 75 for word in re.findall(rb"=\?[^\s]+\?=", head))
+    # policy.default keeps the space between two encoded words of a phrase, which RFC 2047 (6.2) has readers drop.
+    recipient = str(make_header(decode_header(message_from_bytes(mail)["To"])))
+    assert parseaddr(recipient) == (name, "anna@xn--80a1acny.xn--p1ai")
+    said = content("booked", "ru", email="анна@почта.рф")
+    message = Message(content=said, words=render(said), unsubscribe_url=None)
+    with pytest.raises(Refused):
+        compose(message, sender=SENDER)
+
+
 def test_whoever_speaks_another_language_is_written_to_in_english() -> None:
     for locale, language in (("pt-BR", "en"), ("ru-RU", "ru"), ("RU", "ru"), ("", "en")):
         assert render(content("booked", locale)).language == language
@@ -236,6 +259,8 @@ def tried(template: Template) -> Words:
         "{% import 'x' as y %}",
         "{{ 1 / 0 }}",
         "{{ name | attr('__class__') }}",
+        "{% if name %}" * 101 + "{% endif %}" * 101,
+        "{{ " + "(" * 900 + "name" + ")" * 900 + " }}",
     ],
 )
 def test_a_template_gets_nowhere(source: str) -> None:

@@ -59,6 +59,17 @@ KEY = base64.b64encode(bytes(range(32))).decode()
             "ZAPIS_DATABASE_URL: should be a URL that starts with postgresql://",
         ),
         ("ZAPIS_REDIS_URL", "secret", "ZAPIS_REDIS_URL: should be a URL that starts with redis://"),
+        (
+            "ZAPIS_SMTP_URL",
+            "smtp://u:secret@h:99999",
+            "ZAPIS_SMTP_URL: should be a URL whose port is a number up to 65535",
+        ),
+        ("ZAPIS_SMTP_URL", "smtp://", "ZAPIS_SMTP_URL: should name a host, as smtp://mail.clinic.example"),
+        (
+            "ZAPIS_SMS_URL",
+            "twilio://api.twilio.com?from=%2B15550100",
+            "ZAPIS_SMS_URL: should look like twilio://SID:token@api.twilio.com?from=+15550100",
+        ),
         ("ZAPIS_MASTER_KEY", "secret", "ZAPIS_MASTER_KEY: should be the base64 of 32 bytes"),
     ],
 )
