@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import logging
 import os
 import signal
 import ssl
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,11 +19,12 @@ from typing import Any
 
 import pytest
 import ray
+import structlog
 import time_machine
 from sqlalchemy import Row, text
 
 from actors import detached
-from cluster.bootstrap import close_services, open_services
+from cluster.bootstrap import Services, close_services, open_services
 from cluster.notifiers import notifier_config
 from cluster.settings import Settings
 from notifier import actor
@@ -69,6 +73,7 @@ class Deployment:
 
     namespace: str
     config: NotifierConfig
+    services: Services | None = None
 
     def names(self) -> set[str]:
         """The notifiers that there are."""
@@ -87,7 +92,7 @@ async def deployment(settings: Settings) -> AsyncIterator[Deployment]:
     settings = settings.model_copy(update={"smtp_url": SMTP, "push_hosts": ("127.0.0.1",)})
     services = await open_services(settings)
     try:
-        yield Deployment(namespace=settings.ray_namespace, config=notifier_config(settings))
+        yield Deployment(namespace=settings.ray_namespace, config=notifier_config(settings), services=services)
     finally:
         await RayNotifiers(settings.ray_namespace).stop()
         await services.supervisor.stop()
@@ -126,6 +131,20 @@ async def test_a_notifier_whose_process_dies_is_back_and_works(settings: Setting
             while "email:0" not in _names(await notifiers.run(here.config, actors=1, since=OLDER)):
                 await asyncio.sleep(0.1)
         assert here.process("email:0") != process
+
+
+async def test_what_actors_log_holds_no_local_variables(settings: Settings) -> None:
+    async with deployment(settings) as here:
+        await RayNotifiers(here.namespace).run(here.config, actors=1, since=OLDER)
+        assert here.services is not None
+        await here.services.calendars.start_actors()
+        actors = detached.running(here.namespace, ("notifier:", "calendar"))
+        assert {name.partition(":")[0] for name in actors} >= {"notifier", "calendars"}
+        for name, handle in actors.items():
+            asked: Any = handle
+            written = ray.get(asked.__ray_call__.remote(_log_failure), timeout=20)
+            assert "ZeroDivisionError" in written, name
+            assert "secret" not in written, name
 
 
 async def test_who_has_gone_decides_no_more(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,3 +326,25 @@ def _names(figures: Mapping[str, Mapping[str, Any]]) -> set[str]:
 
 def _process_of(_: object) -> int:
     return os.getpid()
+
+
+def _log_failure(_: object) -> str:
+    """What the process of an actor writes of an exception, in whose frames there is a secret."""
+    written = io.StringIO()
+    with redirect_stderr(written):
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(written)
+        try:
+            fail_with("sec" + "ret")
+        except ZeroDivisionError as failure:
+            structlog.get_logger().error("failed", exc_info=failure)
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.__stderr__)
+    return written.getvalue()
+
+
+def fail_with(name: str) -> float:
+    """Fail while a local variable holds something."""
+    return len(name) / 0
