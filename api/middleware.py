@@ -31,6 +31,9 @@ FORWARDED_MAX: Final = 20
 CLOSE: Final = {"Connection": "close"}
 TURNED_AWAY_FOR_S: Final = 2
 """What those for whom there is no room are told to wait; who comes sooner may have to wait so long for an answer."""
+TURNED_AWAY_MAX_S: Final = 15
+COMING_BACK_MAX: Final = 300
+"""In a second; to turn so many away takes little from those who are served. Where more wait, they wait for longer."""
 UNLIMITED_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 HEAD: Final = "zapis.head"
 """Whether what looks like a GET asks for the head only."""
@@ -149,7 +152,14 @@ class Admission:
         self.under_way = 0
         self.begun = 0
         """Those whose task has been made and has had no turn yet: thousands may come in one go."""
+        self.resting = 0
+        """Connections that are not heard for a while: they were turned away and ask again at once."""
         self.turned_away = turned_away
+
+    @property
+    def away_for_s(self) -> float:
+        """How long whoever is turned away now should stay away."""
+        return min(max(TURNED_AWAY_FOR_S, self.resting / COMING_BACK_MAX), TURNED_AWAY_MAX_S)
 
     @property
     def full(self) -> bool:
@@ -164,7 +174,7 @@ class Admission:
     def problem(self) -> Problem:
         """What is told to whoever comes then."""
         detail = "Too much is asked for right now: try again in a moment."
-        return Problem("unavailable", detail, retry_after_s=TURNED_AWAY_FOR_S)
+        return Problem("unavailable", detail, retry_after_s=self.away_for_s)
 
 
 class Admit:

@@ -20,7 +20,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.errors import Problem
-from api.middleware import HEADERS, POLICY, TURNED_AWAY_FOR_S, UNLIMITED_PATHS, Admission, request_id_of
+from api.middleware import HEADERS, POLICY, UNLIMITED_PATHS, Admission, request_id_of
 
 ABORT: Final = "zapis.abort"
 """Where a scope has the function that ends its connection at once, whatever there is to be sent."""
@@ -49,6 +49,7 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Go on; a connection whose last request was turned away ends when nothing comes any more."""
         if self._resting is not None:
+            self._unset_keepalive_if_required()  # It is we who let it wait.
             self._held += data
             self.flow.pause_reading()
             return
@@ -79,7 +80,8 @@ class HttpProtocol(HttpToolsProtocol):
         # What a proxy sends next may be another's.
         if self._resting is None and self.client is not None and self.client[0] not in admission.proxies:
             # Not all at once: they came together, they should not come back together.
-            self._resting = self.loop.call_later(TURNED_AWAY_FOR_S * uniform(0.5, 1.0), self._hear)
+            self._resting = self.loop.call_later(admission.away_for_s * uniform(0.5, 1.0), self._hear)
+            admission.resting += 1
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over, with nothing left of what was turned away on it."""
@@ -91,6 +93,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Let go of it."""
         if self._resting is not None:
             self._resting.cancel()
+            self._rested()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -123,12 +126,17 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _hear(self) -> None:
         """What came meanwhile, and what comes."""
-        self._resting = None
+        self._rested()
         if not self.transport.is_closing():
             self.flow.resume_reading()
             held, self._held = self._held, b""
             if held:
                 self.data_received(held)
+
+    def _rested(self) -> None:
+        self._resting = None
+        admission: Admission = self.app_state[ADMISSION]
+        admission.resting -= 1
 
     def _is_plain(self) -> bool:
         """Whether it may be turned away here: nothing is answered before it, and it is of no browser's page."""

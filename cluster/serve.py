@@ -12,9 +12,12 @@ WEBSOCKET_PROTOCOL = "api.feed.protocol:WebSocketProtocol"
 """Names, not imports: ``api`` is built on this package."""
 WEBSOCKET_MESSAGE_BYTES_MAX = 4096
 """Nothing is expected from clients."""
-BACKLOG = 2048
+BACKLOG = 4096
+ACCEPTED_TOGETHER = 16
+"""Connections in one round of the event loop. libuv accepts one for each listening descriptor, and where requests keep
+it busy its rounds are long: thousands who come at once would wait for seconds to be heard."""
 KEEP_ALIVE_S = 5
-"""More than what those who are turned away wait for the next answer (``api.middleware.TURNED_AWAY_FOR_S``)."""
+"""More than what few who are turned away are told to wait (``api.middleware.TURNED_AWAY_FOR_S``)."""
 STARTUP_FAILURE = 3
 
 
@@ -74,7 +77,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
     )
     server = uvicorn.Server(config)
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTED_TOGETHER - 1))])
     except KeyboardInterrupt:
         return 0
     return 0 if server.started else STARTUP_FAILURE

@@ -24,6 +24,8 @@ class Connection:
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.retry_after_s = 0
+        """What the last answer asked to wait."""
 
     async def send(self, method: str, path: str, token: str, body: bytes = b"", key: str | None = None) -> Answer:
         """Status and body of the answer.
@@ -44,7 +46,9 @@ class Connection:
                     self._streams = await asyncio.open_connection(LOOPBACK, self._port)
                 reader, writer = self._streams
                 writer.write(head.encode() + body)
-                return await _answer(reader)
+                said = (await reader.readuntil(b"\r\n\r\n")).lower()
+                self.retry_after_s = _number(said, b"retry-after")
+                return int(said[9:12]), await reader.readexactly(_number(said, b"content-length"))
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, TimeoutError) as failure:
             self.close()
             raise NoAnswer from failure
@@ -60,8 +64,6 @@ class Connection:
             self._streams = None
 
 
-async def _answer(reader: asyncio.StreamReader) -> Answer:
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    _, _, rest = head.partition(b"content-length: ")
-    length = int(rest.partition(b"\r\n")[0] or 0)
-    return int(head[9:12]), await reader.readexactly(length)
+def _number(head: bytes, name: bytes) -> int:
+    """Of a header, in small letters; 0 without it."""
+    return int(head.partition(b"\r\n" + name + b": ")[2].partition(b"\r\n")[0] or 0)

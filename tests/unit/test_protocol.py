@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-import api.protocol
+import api.middleware
 from api.errors import Problem
 from api.middleware import TURNED_AWAY_FOR_S, Admission, Proxies
 from api.protocol import ADMISSION, HttpProtocol
@@ -169,7 +169,7 @@ async def test_who_does_not_read_is_not_answered_for_ever() -> None:
 
 
 async def test_who_asks_again_at_once_is_heard_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.protocol, "TURNED_AWAY_FOR_S", REST_S)
+    monkeypatch.setattr(api.middleware, "TURNED_AWAY_FOR_S", REST_S)
     connection = Connection()
     refused = connection.turned_away
     connection.protocol.data_received(GET)
@@ -191,6 +191,31 @@ def test_how_long_that_is() -> None:
     assert told == TURNED_AWAY_FOR_S < KEEP_ALIVE_S
 
 
+def test_the_more_wait_the_longer_they_are_told_to() -> None:
+    admission = Admission(1, lambda method: None, Proxies())
+    told = {}
+    for resting in (0, 600, 900, 3000, 100_000):
+        admission.resting = resting
+        told[resting] = int(admission.problem().response().headers["retry-after"])
+    assert told == {0: 2, 600: 2, 900: 3, 3000: 10, 100_000: 15}
+
+
+async def test_who_waits_is_counted_for_as_long_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.middleware, "TURNED_AWAY_FOR_S", REST_S)
+    connection = Connection()
+    admission = connection.protocol.app_state[ADMISSION]
+    connection.protocol.data_received(GET)
+    assert admission.resting == 1
+    await until(lambda: connection.protocol._resting is None)
+    assert admission.resting == 0
+    connection.protocol.data_received(GET)
+    assert admission.resting == 1
+    connection.protocol.data_received(GET)
+    assert connection.protocol.timeout_keep_alive_task is None, "it is not idle: it is not heard"
+    connection.protocol.connection_lost(None)
+    assert admission.resting == 0
+
+
 @pytest.mark.parametrize("error", [None, ConnectionResetError()])
 async def test_nothing_is_left_of_a_connection_that_ends_meanwhile(error: Exception | None) -> None:
     connection = Connection()
@@ -202,7 +227,7 @@ async def test_nothing_is_left_of_a_connection_that_ends_meanwhile(error: Except
 
 
 async def test_what_a_closed_connection_held_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.protocol, "TURNED_AWAY_FOR_S", REST_S)
+    monkeypatch.setattr(api.middleware, "TURNED_AWAY_FOR_S", REST_S)
     connection = Connection()
     connection.protocol.data_received(GET)
     connection.protocol.data_received(GET)
