@@ -13,7 +13,7 @@ WEBSOCKET_PROTOCOL = "api.feed.protocol:WebSocketProtocol"
 WEBSOCKET_MESSAGE_BYTES_MAX = 4096
 """Nothing is expected from clients."""
 BACKLOG = 4096
-ACCEPTED_TOGETHER = 16
+ACCEPTED_TOGETHER = 32
 """Connections in one round of the event loop. libuv accepts one for each listening descriptor, and where requests keep
 it busy its rounds are long: thousands who come at once would wait for seconds to be heard."""
 KEEP_ALIVE_S = 5

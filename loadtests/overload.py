@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m loadtests.overload", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=int, default=6, help="length of a step in the search [%(default)s]")
-    parser.add_argument("--long", type=int, default=20, help="length of a step that is compared [%(default)s]")
+    parser.add_argument("--long", type=int, default=30, help="length of a step that is compared [%(default)s]")
     options = parser.parse_args(arguments)
     if not (3 <= options.seconds <= 30 and 3 <= options.long <= 60):
         parser.error("--seconds is from 3 to 30, --long from 3 to 60")
