@@ -140,7 +140,7 @@ def main() -> int:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
-    parser.add_argument("--minutes", type=float, default=13.5)
+    parser.add_argument("--minutes", type=float, default=13.0)
     parser.add_argument("--only", action="append", default=[], help="faults whose name has this, and no mix")
     parser.add_argument("--mutants", action="store_true", help="only see that each mutant is caught")
     given = parser.parse_args()

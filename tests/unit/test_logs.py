@@ -16,10 +16,14 @@ from actors.logs import configure_logging
 def _restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    configured = structlog.get_config() if structlog.is_configured() else None
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    if configured is None:
+        structlog.reset_defaults()
+    else:
+        structlog.configure(**configured)  # Loggers that were used before keep its processors.
 
 
 def test_a_line_is_an_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
