@@ -298,7 +298,7 @@ class Notifier:
             async with asyncio.timeout(self._limits.send_timeout_s):
                 await self._sender.send(Message(content=content, words=words, unsubscribe_url=unsubscribe_url))
         except TimeoutError:
-            raise Failed("timeout", away=True) from None
+            raise Failed("timeout", away=self._channel is not Channel.PUSH) from None  # There are many push services.
 
     def _has_sent(self, task: asyncio.Task[None]) -> None:
         """An attempt is over, in whatever way: it says nothing about any other."""

@@ -149,3 +149,19 @@ async def test_a_push_service_that_does_not_answer_delays_nobody_elses(desk: Des
             async with asyncio.timeout(3.0):
                 while not taking.accepted:
                     await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("channel", [Channel.EMAIL, Channel.PUSH])
+async def test_only_where_there_is_one_provider_it_is_away_when_it_does_not_answer(
+    desk: Desk, channel: Channel
+) -> None:
+    desk = replace(desk, channel=channel)
+    postman = Postman()
+    postman.goes_on.clear()
+    limits = replace(QUICK, send_timeout_s=0.1, pause_s=0.01, away_row_pause_max_s=0.02, pause_max_s=0.02)
+    await desk.book()
+    async with desk.notifying(limits, channel=channel, sender=postman) as notifier:
+        await desk.until(lambda: notifier._counts["booked", "failed"] > limits.away_after)
+        assert notifier._away is (channel is Channel.EMAIL)
+        postman.goes_on.set()
+        await desk.until_rows(("booked", "", "sent"), *reminders_of(1))
