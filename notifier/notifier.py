@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -15,20 +15,16 @@ from redis.exceptions import RedisError
 
 from actors import tasks
 from notifier.clock import Clock
-from notifier.contents import Content, NotNow, NotSent, preferences_of, read_contents
-from notifier.plan import ACCOUNT, NEWS_FOR, REMINDER, PlannedVisit, Recipient, plan_reminders, plan_visit
-from notifier.preferences import Channel, Offset, Preferences, Topic
+from notifier.contents import Content, NotNow, NotSent, read_contents
+from notifier.planning import plan_causes
+from notifier.preferences import Channel
 from notifier.rendering import TemplateRefused, render
 from notifier.senders import Failed, Message, NoAddress, Refused, Sender
 from persistence.repositories.notifications import (
-    Cause,
     Ended,
-    NewNotification,
     Notification,
     Notifications,
     Postponed,
-    RecipientRow,
-    VisitRow,
 )
 from persistence.sealed import Unreadable
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
@@ -183,25 +179,7 @@ class Notifier:
         """Plan the oldest causes, in one transaction; returns how many."""
         async with self._begin() as work:
             now = await self._clock.read(work)
-            notifications = Notifications(work.connection)
-            causes = await notifications.take_causes(limit=CAUSES_TOGETHER, now=now)
-            if not causes:
-                return 0
-            visits = await notifications.visits({each.appointment_id for each in causes if each.appointment_id})
-            recipients = await notifications.recipients({visit.patient_id for visit in visits.values()})
-            new: list[NewNotification] = []
-            for cause in causes:
-                visit = visits.get(cause.appointment_id or "")
-                told = [_recipient(each) for each in recipients.get(visit.patient_id, [])] if visit is not None else []
-                try:
-                    new += [each for each in _planned(cause, visit, told) if each.channel in self._channels]
-                except (ValueError, TypeError, LookupError, OverflowError) as failure:
-                    # Whatever it was, the causes behind it have to be planned.
-                    log.error("cause_not_planned", cause_id=cause.id, kind=cause.kind, exc_info=failure)
-            await notifications.void_before({visit.id: visit.version for visit in visits.values()}, now=now)
-            await notifications.add(new)
-            await notifications.mark_planned([each.id for each in causes], now=now)
-        return len(causes)
+            return await plan_causes(work, channels=self._channels, limit=CAUSES_TOGETHER, now=now)
 
     # Sending
 
@@ -409,93 +387,3 @@ class Notifier:
                 await event.wait()
         except TimeoutError:
             pass
-
-
-async def plan_reminders_anew(
-    user_id: str,
-    preferences: Preferences,
-    timezone: str,
-    work: UnitOfWork,
-    *,
-    channels: frozenset[Channel],
-    now: datetime,
-) -> None:
-    """Have the reminders that are to come be as a user wants them now.
-
-    One whose moment has come and that was not sent yet, as in quiet hours, is sent still, if it is wanted.
-    """
-    notifications = Notifications(work.connection)
-    recipient = Recipient(user_id=user_id, timezone=timezone, preferences=preferences)
-    visits = {visit.id: visit for visit in await notifications.coming_visits(user_id, now=now)}
-    causes = await notifications.causes_of(visits.values())
-    new = {
-        (visit.id, visit.version, each.offset, each.channel): NewNotification(
-            outbox_id=causes[visit.id],
-            kind=each.kind,
-            ahead=each.offset,
-            channel=each.channel,
-            user_id=user_id,
-            appointment_id=visit.id,
-            version=visit.version,
-            due_at=each.due_at,
-            expires_at=each.expires_at,
-        )
-        for visit in visits.values()
-        if visit.id in causes
-        for each in plan_reminders(now, _planned_visit(visit), recipient)
-        if each.channel in channels
-    }
-    void = []
-    for each in await notifications.open_messages(user_id, kind=REMINDER):
-        replaced = new.get((each.appointment_id or "", each.version or 0, each.ahead, Channel(each.channel)))
-        visit = visits.get(each.appointment_id or "")
-        if replaced is not None and replaced.due_at == each.due_at:
-            continue
-        wanted = each.ahead in preferences.reminders and preferences.wants(Topic.REMINDER, Channel(each.channel))
-        if not wanted or visit is None or Offset.parse(each.ahead).before(visit.start, visit.timezone) > now:
-            void.append(each.id)
-    await notifications.void(void, now=now)
-    await notifications.add(list(new.values()))
-
-
-def _planned(cause: Cause, visit: VisitRow | None, recipients: Sequence[Recipient]) -> Iterator[NewNotification]:
-    """The messages that a cause leads to, on every channel that there could be."""
-    if visit is not None and cause.version is not None:
-        for each in plan_visit(cause.kind, cause.version, cause.caused_at, _planned_visit(visit), recipients):
-            yield NewNotification(
-                outbox_id=cause.id,
-                kind=each.kind,
-                ahead=each.offset,
-                channel=each.channel,
-                user_id=each.user_id,
-                appointment_id=visit.id,
-                version=cause.version,
-                due_at=each.due_at,
-                expires_at=each.expires_at,
-            )
-    elif cause.user_id is not None:
-        yield NewNotification(
-            outbox_id=cause.id,
-            kind=cause.kind,
-            ahead="",
-            channel=ACCOUNT[cause.kind],
-            user_id=cause.user_id,
-            appointment_id=None,
-            version=None,
-            due_at=cause.caused_at,
-            expires_at=cause.caused_at + NEWS_FOR,
-        )
-
-
-def _planned_visit(visit: VisitRow) -> PlannedVisit:
-    return PlannedVisit(
-        version=visit.version,
-        start=visit.start,
-        live=visit.live,
-        displaced=visit.displaced,
-        timezone=visit.timezone,
-    )
-
-
-def _recipient(row: RecipientRow) -> Recipient:
-    return Recipient(user_id=row.user_id, timezone=row.timezone, preferences=preferences_of(row.user_id, row.chosen))

@@ -28,7 +28,7 @@ from api.notifications.schemas import (
 from api.routing import FORM, Json
 from api.routing import router as strict_router
 from cluster.bootstrap import Services
-from notifier.notifier import plan_reminders_anew
+from notifier.planning import plan_reminders_anew
 from notifier.preferences import Channel, Preferences
 from notifier.unsubscribe import TOKEN_LENGTH_MAX, BadLink, Unsubscribed, read_link
 from persistence.repositories.notifications import Notifications
