@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 from collections import Counter
@@ -126,6 +127,7 @@ class MailServer:
 @asynccontextmanager
 async def mail_server(tls: ssl.SSLContext | None = None, *, starttls: bool = False) -> AsyncIterator[MailServer]:
     """A mail server for as long as the block lasts."""
+    logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd's; every word of a conversation otherwise.
     server = MailServer(tls=tls, starttls=starttls)
     await server.start()
     try:
