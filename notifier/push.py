@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import http_ece
 import httpx
 import orjson
+import structlog
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -33,6 +34,8 @@ _ADDRESS: Final = re.compile(r"[!$&-;=?-Z_a-z~%\[\]]+")
 """What may stand in one (RFC 3986, 2), but for the fragment."""
 _LABEL: Final = re.compile(r"(?!..--)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 """Of a host's name; services have none that is not ASCII."""
+log = structlog.get_logger()
+
 TOKEN_TTL_S: Final = 12 * 3600
 TTL_MAX_S: Final = 7 * 86_400
 PAYLOAD_BYTES_MAX: Final = 2800
@@ -85,13 +88,15 @@ class PushSender:
     async def send(self, message: Message) -> None:
         """See ``Sender``. Each browser has its service: one that does not answer says nothing of the others."""
         subscriptions = message.content.subscriptions
-        answers = await asyncio.gather(*(self._push(message, each) for each in subscriptions))
+        answers = await asyncio.gather(*(self._push(message, each) for each in subscriptions), return_exceptions=True)
         failures = []
         for subscription, answer in zip(subscriptions, answers, strict=True):
             if answer is GONE:
                 await self._forget(subscription.id)
             elif answer is not None:
                 failures.append(answer)
+                if not isinstance(answer, Failed | Refused):
+                    log.error("push_failed", subscription_id=subscription.id, exc_info=answer)
         if None in answers:
             return
         passing = [each for each in failures if isinstance(each, Failed)]
@@ -131,7 +136,7 @@ class PushSender:
             check(answer)
         except (Failed, Refused) as failure:
             return failure
-        except (ValueError, httpx.InvalidURL):  # What was subscribed with is no address or no key.
+        except httpx.InvalidURL:  # It never was one: nothing becomes of it.
             return GONE
         return None
 

@@ -12,6 +12,8 @@ from notifier.notifier import Notifier, NotifierLimits
 from notifier.preferences import Channel
 from notifier.push import PushKeys, PushSender
 from notifier.senders import Failed, Message
+from persistence.identifiers import new_id
+from persistence.repositories.push_subscriptions import PushSubscriptions
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 from tests.integration.test_notifier import QUICK, Desk, clinic, desk, reminders_of
 from tests.providers import BROWSER, provider
@@ -165,3 +167,32 @@ async def test_only_where_there_is_one_provider_it_is_away_when_it_does_not_answ
         assert notifier._away is (channel is Channel.EMAIL)
         postman.goes_on.set()
         await desk.until_rows(("booked", "", "sent"), *reminders_of(1))
+
+
+async def test_a_subscription_that_nobody_can_read_costs_no_other_browser_its_message(desk: Desk) -> None:
+    desk = replace(desk, channel=Channel.PUSH)
+    keys = PushKeys(desk.api.services.vault, subject="mailto:no-reply@clinic.example")
+    forgotten: list[str] = []
+
+    async def forget(subscription_id: str) -> None:
+        forgotten.append(subscription_id)
+
+    async with provider() as (taking, port):
+        good = f"http://127.0.0.1:{port}/push/good"
+        for endpoint in (f"{good}0", f"{good}1"):
+            subscription = BROWSER.subscription(endpoint)
+            answer = await desk.api.http.post("/v1/me/push-subscriptions", json=subscription, headers=desk.headers)
+            assert answer.status_code == 201, answer.text
+        async with desk.api.services.unit_of_work() as work:
+            subscriptions = PushSubscriptions(work.connection, work.vault)
+            user = await work.users.get(desk.patient["id"])
+            assert user is not None
+            (first, _) = (await subscriptions.of([user.id]))[user.id]
+            # As no browser makes it and the API takes it from nobody.
+            broken = replace(first, id=new_id(), endpoint=f"{good}2", p256dh="AAAA")
+            assert await subscriptions.put(broken, key=work.users.data_key(user), most=9)
+        await desk.book()
+        async with desk.notifying(channel=Channel.PUSH, sender=PushSender(keys, forget=forget)):
+            await desk.until_rows(("booked", "", "sent"), *reminders_of(1))
+    assert len(taking.accepted) == 2
+    assert forgotten == [], "it may be a fault of ours"
