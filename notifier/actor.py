@@ -73,8 +73,8 @@ class NotifierConfig:
     public_url: str | None
     """Where people reach the API: links lead there."""
     limits: NotifierLimits
-    log_level: str = "info"
-    log_format: str = "console"
+    log_level: str
+    log_format: str
 
     @property
     def channels(self) -> frozenset[Channel]:
