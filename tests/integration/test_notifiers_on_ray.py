@@ -56,15 +56,20 @@ MESSAGES = 7000 if LONG else 120
 """On each channel."""
 AWAY_S = 60.0 if LONG else 2.0
 WITHHELD = 5
-LIMITS = NotifierLimits(
-    a_day_max=0,
-    lease_s=4.0,
-    send_timeout_s=2.0,
-    pause_s=0.2,
-    pause_max_s=1.0,
-    away_pause_max_s=0.5,
-    away_row_pause_max_s=1.0,
+LIMITS = (
+    NotifierLimits(a_day_max=0)
+    if LONG
+    else NotifierLimits(
+        a_day_max=0,
+        lease_s=4.0,
+        send_timeout_s=2.0,
+        pause_s=0.2,
+        pause_max_s=1.0,
+        away_pause_max_s=0.5,
+        away_row_pause_max_s=1.0,
+    )
 )
+"""In the long form those that hold for everybody; in the short one there is no time for their leases to end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
