@@ -57,7 +57,7 @@ MESSAGES = 7000 if LONG else 120
 AWAY_S = 60.0 if LONG else 2.0
 WITHHELD = 5
 LIMITS = (
-    NotifierLimits(a_day_max=0)
+    NotifierLimits(a_day_max=0, pause_max_s=5.0)
     if LONG
     else NotifierLimits(
         a_day_max=0,
@@ -69,7 +69,7 @@ LIMITS = (
         away_row_pause_max_s=1.0,
     )
 )
-"""In the long form those that hold for everybody; in the short one there is no time for their leases to end."""
+"""In the long form leases and timeouts as everybody has them; there is no time in the short one for them to end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
