@@ -1,9 +1,10 @@
 """Whether it stays as it is when it runs for long: `python -m loadtests.soak --minutes 30`, or `make soak`.
 
 Patients search, book, look at the visit and cancel it, over and over, at half the rate of bookings that the server can
-take, which is measured first. Meanwhile the memory and the open files of the API process and the calendar actors are
-looked at. Printed is what they were every few minutes. Exit code 1: the last minute's memory (the median) is more than
-5 % above that of the minute after the first five, or there are more files, or an answer was wrong.
+take, which is measured first, as are reads, many at once: then whatever is opened on demand and kept, up to a bound,
+is open. Meanwhile the memory and the open files of the API process and the calendar actors are looked at. Printed is
+what they were every few minutes. Exit code 1: the last minute's memory (the median) is more than 5 % above that of the
+minute after the first five, or there are more files, or an answer was wrong.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from cluster.data_directory import LOOPBACK
 from loadtests.connection import Connection, NoAnswer
 from loadtests.fixture import Account, add_accounts, add_clinic, booking_request, copy_slots, slot_starts
 from loadtests.generator import drive
@@ -35,6 +37,7 @@ WORKERS = 32
 BEST_S = 6
 BEST_CONNECTIONS = 64
 BEST_RATE_MAX = 6000
+READS_S = 3
 SETTLING_S = 300.0
 SAMPLE_S = 5.0
 WINDOW_S = 60.0
@@ -52,7 +55,8 @@ class Sample:
 
     at_s: float
     memory_mb: dict[str, float]
-    files: dict[str, int]
+    files: dict[str, Counter[str]]
+    """How many of each sort."""
 
 
 @dataclass(slots=True)
@@ -79,12 +83,24 @@ class Watch:
         files = {}
         for name in WATCHED:
             memory[name] = sum(process.memory_full_info().uss for process in self.processes[name]) / 1e6
-            files[name] = sum(process.num_fds() for process in self.processes[name])
+            files[name] = sum((open_files(process) for process in self.processes[name]), Counter[str]())
         return Sample(time.monotonic() - self.began, memory, files)
 
     def window(self, first_s: float, last_s: float) -> list[Sample]:
         """The samples from one moment to another."""
         return [sample for sample in self.samples if first_s <= sample.at_s <= last_s]
+
+
+def open_files(process: psutil.Process) -> Counter[str]:
+    """How many descriptors a process has, by what they are: connections by the port that they lead to."""
+    named = {
+        connection.fd: f"connection to port {connection.raddr.port}"
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_ESTABLISHED
+    }
+    named |= {file.fd: file.path for file in process.open_files()}
+    others = process.num_fds() - len(named)
+    return Counter([*named.values(), *["other"] * others])
 
 
 def memory_mb(samples: Sequence[Sample], name: str) -> float:
@@ -94,7 +110,7 @@ def memory_mb(samples: Sequence[Sample], name: str) -> float:
 
 def files(samples: Sequence[Sample], name: str) -> float:
     """The median of a group's open files."""
-    return statistics.median(sample.files[name] for sample in samples)
+    return statistics.median(sample.files[name].total() for sample in samples)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,6 +136,7 @@ async def soak(seconds: float) -> int:
         async with servers.zapis(settings) as server:
             half = len(slot_ids) // 2
             best = await _best_rate(server, accounts, slot_ids[:half])
+            await _read_at_once(server, accounts)
             print(
                 f"best: {best:.0f} bookings/s; {SHARE * best:.0f} requests/s for {seconds / 60:g} minutes", flush=True
             )
@@ -141,6 +158,16 @@ async def _best_rate(server: WebServer, accounts: Sequence[Account], slot_ids: S
     third = len(requests) // 3
     await drive(server.url, requests[:third], connections=BEST_CONNECTIONS, seconds=BEST_S // 3)
     return (await drive(server.url, requests[third:], connections=BEST_CONNECTIONS, seconds=BEST_S // 2)).rate
+
+
+async def _read_at_once(server: WebServer, accounts: Sequence[Account]) -> None:
+    """Has the server open what it opens when many ask at once, and keeps: its pools of connections."""
+    requests = [
+        f"GET /v1/appointments?limit=1 HTTP/1.1\r\nHost: {LOOPBACK}\r\nAuthorization: Bearer {account.token}\r\n\r\n"
+        for account in accounts
+    ]
+    every = [request.encode() for request in requests * (READS_S * BEST_RATE_MAX // len(accounts))]
+    await drive(server.url, every, connections=BEST_CONNECTIONS, seconds=READS_S)
 
 
 class Clients:
@@ -230,7 +257,11 @@ def _verdict(watch: Watch, clients: Clients, seconds: float) -> int:
         for group in WATCHED
         if (grown := _grown(settled, last, group)) > GROWTH_MAX - 1
     ]
-    faults += [f"{group}: more files" for group in WATCHED if files(last, group) > files(settled, group)]
+    faults += [
+        f"{group}: more files: {dict(last[-1].files[group] - settled[0].files[group])}"
+        for group in WATCHED
+        if files(last, group) > files(settled, group)
+    ]
     wrong = {name: number for name, number in clients.answers.items() if name not in RIGHT}
     faults += [f"wrong answers: {wrong}"] if wrong else []
     for group in WATCHED:
