@@ -335,7 +335,7 @@ class Notifier:
         try:
             async with self._begin() as work:
                 now = await self._clock.read(work)
-                next_at = await Notifications(work.connection).next_at(self._channel)
+                next_at = await Notifications(work.connection).next_at(self._channel, now=now)
         except DatabaseUnavailable:
             return RETRY_S
         wait_s = self._limits.poll_s if next_at is None else (next_at - now).total_seconds()

@@ -141,7 +141,7 @@ class DeliveryAnswer(NotificationAnswer):
 
     user_id: Id
     attempts: int
-    next_at: datetime
+    next_at: datetime = Field(description="When it is tried, or tried again unless an attempt under way succeeds.")
     failure: str | None = Field(description="What the last attempt failed with.", examples=["SMTP 550"])
 
 
@@ -168,5 +168,6 @@ def notification_plain(row: Notification) -> dict[str, Any]:
 
 def delivery_plain(row: Notification) -> dict[str, Any]:
     """A message in JSON, for administrators."""
-    more = {"user_id": row.user_id, "attempts": row.attempts, "next_at": row.next_at, "failure": row.failure}
+    next_at = max(row.next_at, row.leased_until or row.next_at)
+    more = {"user_id": row.user_id, "attempts": row.attempts, "next_at": next_at, "failure": row.failure}
     return notification_plain(row) | more

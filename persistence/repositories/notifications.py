@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import delete, literal, select, text, tuple_, update
+from sqlalchemy import delete, func, literal, select, text, true, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -91,6 +91,7 @@ class Notification:
     due_at: datetime
     expires_at: datetime
     next_at: datetime
+    leased_until: datetime | None
     attempts: int
     ended_at: datetime | None
     outcome: str | None
@@ -238,6 +239,7 @@ class Notifications:
                     "outcome": None,
                     "due_at": statement.excluded.due_at,
                     "next_at": statement.excluded.due_at,
+                    "leased_until": None,
                     "expires_at": statement.excluded.expires_at,
                 },
                 where=notification.c.outcome == VOID,
@@ -279,11 +281,15 @@ class Notifications:
         rows = await self._connection.execute(LEASE, {"channel": channel, "now": now, "until": until, "limit": limit})
         return sorted(map(_notification, rows), key=lambda each: (each.due_at, each.id))
 
-    async def next_at(self, channel: str) -> datetime | None:
-        """When the next message of the channel can be tried."""
+    async def next_at(self, channel: str, *, now: datetime) -> datetime | None:
+        """When the next message of the channel can be tried, of those that nobody has leased."""
         return await self._connection.scalar(
             select(notification.c.next_at)
-            .where(notification.c.channel == channel, notification.c.ended_at.is_(None))
+            .where(
+                notification.c.channel == channel,
+                notification.c.ended_at.is_(None),
+                func.coalesce(notification.c.leased_until <= now, true()),
+            )
             .order_by(notification.c.next_at)
             .limit(1)
         )
@@ -403,7 +409,7 @@ class Notifications:
                 notification.c.id == notification_id,
                 notification.c.outcome.in_(("dead", "unreachable", "capped", "unwanted")),
             )
-            .values(ended_at=None, outcome=None, next_at=now, attempts=0)
+            .values(ended_at=None, outcome=None, next_at=now, leased_until=None, attempts=0)
             .returning(literal(True))
         )
         return bool(changed)
@@ -426,10 +432,11 @@ _VOID_BEFORE = text(
 )
 LEASE: Final = text(
     """
-    UPDATE notification AS n SET next_at = :until, attempts = n.attempts + 1
+    UPDATE notification AS n SET leased_until = :until, attempts = n.attempts + 1
     FROM (
         SELECT id FROM notification
         WHERE channel = :channel AND ended_at IS NULL AND next_at <= :now
+            AND coalesce(leased_until <= :now, true)
         ORDER BY next_at LIMIT :limit FOR UPDATE SKIP LOCKED
     ) AS taken
     WHERE n.id = taken.id
@@ -446,7 +453,7 @@ _END = text(
 )
 _POSTPONE = text(
     """
-    UPDATE notification AS n SET next_at = d.next_at, failure = coalesce(d.failure, n.failure)
+    UPDATE notification AS n SET next_at = d.next_at, leased_until = NULL, failure = coalesce(d.failure, n.failure)
     FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:next_ats AS timestamptz[]),
         CAST(:failures AS text[])) AS d(id, attempts, next_at, failure)
     WHERE n.id = d.id AND n.attempts = d.attempts AND n.ended_at IS NULL
@@ -456,10 +463,14 @@ _BACKLOG = text(
     """
     SELECT
         (SELECT count(*) FROM (
-            SELECT FROM notification WHERE channel = :channel AND ended_at IS NULL AND next_at <= :now LIMIT :most
+            SELECT FROM notification
+            WHERE channel = :channel AND ended_at IS NULL AND next_at <= :now
+                AND coalesce(leased_until <= :now, true)
+            LIMIT :most
         ) AS waiting) AS due,
-        (SELECT min(next_at) FROM notification WHERE channel = :channel AND ended_at IS NULL AND next_at <= :now)
-            AS oldest_at,
+        (SELECT min(next_at) FROM notification
+            WHERE channel = :channel AND ended_at IS NULL AND next_at <= :now
+                AND coalesce(leased_until <= :now, true)) AS oldest_at,
         (SELECT count(*) FROM (SELECT FROM outbox WHERE planned_at IS NULL LIMIT :most) AS unplanned) AS unplanned
     """
 )

@@ -352,9 +352,10 @@ async def test_a_row_that_this_release_does_not_understand_delays_nobody(desk: D
         await desk.until(lambda: len(desk.mail.mails) == 2)
 
 
-async def test_more_messages_than_fit_into_one_statement_are_planned(desk: Desk) -> None:
+def due_now(desk: Desk, count: int) -> list[NewNotification]:
+    """Reminders of invented visits."""
     now = datetime.now(UTC)
-    new = [
+    return [
         NewNotification(
             outbox_id=new_id(),
             kind="reminder",
@@ -366,11 +367,33 @@ async def test_more_messages_than_fit_into_one_statement_are_planned(desk: Desk)
             due_at=now,
             expires_at=now,
         )
-        for _ in range(7_000)
+        for _ in range(count)
     ]
+
+
+async def test_more_messages_than_fit_into_one_statement_are_planned(desk: Desk) -> None:
     async with desk.api.services.unit_of_work() as work:
-        await Notifications(work.connection).add(new)
-        assert (await Notifications(work.connection).backlog(Channel.SMS, now=now)).due == len(new)
+        await Notifications(work.connection).add(due_now(desk, 7_000))
+        assert (await Notifications(work.connection).backlog(Channel.SMS, now=datetime.now(UTC))).due == 7_000
+
+
+async def test_a_lease_writes_no_index_and_shows_until_it_ends(desk: Desk) -> None:
+    async with desk.api.services.unit_of_work() as work:
+        await Notifications(work.connection).add(due_now(desk, 5))
+    now = datetime.now(UTC)
+    until = now + timedelta(minutes=1)
+    async with desk.api.services.unit_of_work() as work:
+        notifications = Notifications(work.connection)
+        assert len(await notifications.lease(Channel.SMS, now=now, until=until, limit=3)) == 3
+        updated = await work.connection.execute(
+            text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'notification'")
+        )
+        assert updated.one() == (3, 3)
+        for at, free in ((now, 2), (until - timedelta(seconds=1), 2), (until, 5)):
+            assert (await notifications.backlog(Channel.SMS, now=at)).due == free
+        assert len(await notifications.lease(Channel.SMS, now=now, until=until, limit=5)) == 2
+        assert await notifications.next_at(Channel.SMS, now=now) is None
+        assert await notifications.next_at(Channel.SMS, now=until) is not None
 
 
 async def test_a_sender_that_the_server_does_not_want_is_no_fault_of_the_message(desk: Desk) -> None:

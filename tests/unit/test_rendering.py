@@ -103,6 +103,7 @@ def content(kind: str, language: str, *, confirmed: bool = True, **changed: Any)
         due_at=NOW,
         expires_at=START,
         next_at=NOW,
+        leased_until=None,
         attempts=1,
         ended_at=None,
         outcome=None,

@@ -1,0 +1,30 @@
+"""A lease is a column of no index: taking one writes no index, however many rows there are.
+
+Revision ID: 0008
+Revises: 0007
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+TOLD = "Messages: one for each user, channel and moment. next_at: due, or when its pause ends."
+TOLD_BEFORE = "Messages: one for each user, channel and moment. next_at: due, or when its lease or its pause ends."
+
+
+def upgrade() -> None:
+    op.add_column("notification", sa.Column("leased_until", sa.DateTime(timezone=True), nullable=True))
+    op.execute("ALTER TABLE notification SET (fillfactor = 80)")
+    op.create_table_comment("notification", TOLD, existing_comment=TOLD_BEFORE)
+
+
+def downgrade() -> None:
+    op.create_table_comment("notification", TOLD_BEFORE, existing_comment=TOLD)
+    op.execute("ALTER TABLE notification RESET (fillfactor)")
+    op.drop_column("notification", "leased_until")
