@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
 import ray
@@ -402,6 +402,8 @@ def decode_replies(replies: bytes) -> list[Reply]:
 
 # Ray
 
+CALENDAR_ACTORS: Final = ("calendars:", "calendar:")
+"""How their names begin: see ``Placement``."""
 JournalFactory = Callable[[], Journal]
 AnnouncerFactory = Callable[[], Announcer]
 DRAIN_GRACE_S = 2.0
@@ -517,7 +519,7 @@ class RayCalendarActors:
         )
 
     def _running(self) -> dict[str, ActorHandle[Any]]:
-        return detached.running(self._namespace, ("calendars:", "calendar:"))
+        return detached.running(self._namespace, CALENDAR_ACTORS)
 
 
 class _RayRef:

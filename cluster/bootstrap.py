@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Final
 
 import ray
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from actors.calendar_actor import ActorLimits
@@ -30,6 +31,9 @@ from persistence.lookups import Lookups
 from persistence.repositories.placement import Placements
 from persistence.sealed import Vault
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
+
+REDIS_CONNECTIONS: Final = 4
+REDIS_TIMEOUT_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +89,7 @@ async def open_services(settings: Settings) -> Services:
     replica = None
     if settings.read_database_url is not None:
         replica = open_database(settings.read_database_url, pool_max=settings.database_pool_max)
-    redis = Redis.from_url(
-        _required(settings.redis_url, "redis_url"), socket_timeout=0.5, socket_connect_timeout=0.5, protocol=3
-    )
+    redis = open_redis(_required(settings.redis_url, "redis_url"))
     await _connect_to_ray(_required(settings.ray_address, "ray_address"), settings.ray_namespace)
     placement = await _place(database, vault, settings)
     actors = calendar_actors(settings, policy)
@@ -168,6 +170,23 @@ def calendar_actors(settings: Settings, policy: Policy) -> RayCalendarActors:
             calendar_idle_s=settings.calendar_idle_s,
         ),
         set_up_logs=partial(configure_logging, settings.log_level, settings.log_format),
+    )
+
+
+def open_redis(url: str) -> Redis:
+    """A client of few connections: an answer takes less than a millisecond, so that many can take turns.
+
+    Whoever has waited for half a second for a turn gets a ``redis.ConnectionError``.
+    """
+    return Redis.from_pool(
+        BlockingConnectionPool.from_url(
+            url,
+            max_connections=REDIS_CONNECTIONS,
+            timeout=REDIS_TIMEOUT_S,
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+            protocol=3,
+        )
     )
 
 

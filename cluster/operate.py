@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
-from ray.util import list_named_actors
 
+from actors import detached
+from actors.client import CALENDAR_ACTORS
 from cluster.bootstrap import calendar_actors, policy_of
 from cluster.settings import OperatorError, Settings
-from notifier.actor import NAME as NOTIFIER
 from notifier.actor import RayNotifiers
 
 ANSWER_TIMEOUT_S = 5.0
@@ -30,9 +31,8 @@ def status(settings: Settings) -> Iterator[str]:
         for node in ray.nodes():  # type: ignore[no-untyped-call]  # Ray's is untyped.
             state = "alive" if node["Alive"] else "dead"
             yield f"node {node['NodeManagerAddress']}: {state}, {node['Resources'].get('CPU', 0):g} CPUs"
-        for name in sorted(list_named_actors()):
-            if not name.startswith(NOTIFIER):
-                yield f"calendar actor {name}: {_said_by_calendar_actor(name)}"
+        for name, actor in sorted(detached.running(settings.ray_namespace, CALENDAR_ACTORS).items()):
+            yield f"calendar actor {name}: {_said_by_calendar_actor(actor)}"
         for name, figures in sorted(asyncio.run(RayNotifiers(settings.ray_namespace).status()).items()):
             yield f"{name}: {_said_by_notifier(figures)}"
 
@@ -74,10 +74,10 @@ def _said_by_notifier(figures: Mapping[str, Any]) -> str:
     return f"{waiting}, {sent} sent, {dead} dead, lag {figures['lag_p50_s']:.1f} s"
 
 
-def _said_by_calendar_actor(name: str) -> str:
+def _said_by_calendar_actor(actor: ActorHandle[Any]) -> str:
     try:
-        answer: Any = ray.get(ray.get_actor(name).status.remote(), timeout=ANSWER_TIMEOUT_S)
-    except (RayError, ValueError) as error:
+        answer: Any = ray.get(actor.status.remote(), timeout=ANSWER_TIMEOUT_S)
+    except RayError as error:
         return f"does not answer ({type(error).__name__})"
     figures: dict[str, Any] = answer
     said = (

@@ -262,7 +262,7 @@ notification = Table(
     Index(None, "appointment_id", postgresql_where=text("ended_at IS NULL")),
     Index(None, "user_id", "id"),
     Index(None, "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
-    Index("ix_notification_dead", "id", postgresql_where=text("outcome = 'dead'")),
+    Index("ix_notification_unsaid", "outcome", "id", postgresql_where=text("outcome NOT IN ('sent', 'void')")),
     # A lease changes no column of an index: its new row fits on the page of the old one, and no index is written.
     postgresql_with={"fillfactor": 80},
     comment="Messages: one for each user, channel and moment. next_at: due, or when its pause ends.",

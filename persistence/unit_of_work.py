@@ -67,6 +67,8 @@ class UnitOfWork:
             else:
                 await connection.rollback()
         except Exception as failure:
+            if error is not None and not isinstance(error, Exception):
+                return  # A cancellation goes on, whatever became of the connection.
             _raise_if_unavailable(failure)
             raise
         finally:

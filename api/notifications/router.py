@@ -28,6 +28,7 @@ from api.notifications.schemas import (
 from api.routing import FORM, Json
 from api.routing import router as strict_router
 from cluster.bootstrap import Services
+from notifier.clock import DatabaseClock
 from notifier.planning import plan_reminders_anew
 from notifier.preferences import Channel, Preferences
 from notifier.unsubscribe import TOKEN_LENGTH_MAX, BadLink, Unsubscribed, read_link
@@ -52,8 +53,8 @@ async def get_preferences(principal: CurrentUser, services: TheServices) -> Resp
 @router.put("/me/notification-preferences", response_model=PreferencesAnswer, responses=problems("validation_error"))
 async def put_preferences(body: PreferencesBody, principal: CurrentUser, services: TheServices) -> Response:
     """Choose anew. Reminders that are to come follow at once."""
-    now = datetime.now(UTC)
     async with services.unit_of_work() as work:
+        now = await DatabaseClock().read(work)
         user, known = await _known(work, principal.user_id)
         chosen = body.applied_to(known)
         if body.locale is not None and body.locale != user.locale:
@@ -102,8 +103,8 @@ async def resend(
     notification_id: Annotated[Id, Path(description="The message's id.")], admin: Admin, services: TheServices
 ) -> Response:
     """Have a message that ended unsent tried again. 404 where there is none, and for one that was sent or is void."""
-    now = datetime.now(UTC)
     async with services.unit_of_work() as work:
+        now = await DatabaseClock().read(work)
         notifications = Notifications(work.connection)
         if not await notifications.resend(notification_id, now=now):
             raise Problem("not_found")
@@ -138,8 +139,8 @@ async def ask_to_unsubscribe(token: Token, services: TheServices) -> Response:
 async def unsubscribe(token: Token, services: TheServices) -> Response:
     """Switch off what the link is about: by the page's button, or by a mail program, in either form (RFC 8058)."""
     link = _read(services, token)
-    now = datetime.now(UTC)
     async with services.unit_of_work() as work:
+        now = await DatabaseClock().read(work)
         user, known = await _known(work, link.user_id)
         await _choose(work, services, user, known.without(link.topic, link.channel), now)
     return html_page("unsubscribe.html", user.locale, topic=link.topic.value, channel=link.channel.value, done=True)

@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from api.feed.stream import ChangeStream
 from api.searches import Searches
+from cluster.bootstrap import REDIS_CONNECTIONS, open_redis
 from cluster.embedded import EmbeddedPostgres
 from cluster.settings import Settings
 from persistence.repositories.slots import SlotStatus
@@ -204,6 +205,17 @@ async def test_answers_are_shared_through_redis_and_never_replaced_by_older_ones
             assert await store.get("key") is None
             await store.put("key", old)
             assert await store.get("key") == old
+
+
+async def test_however_many_ask_redis_at_once_its_connections_are_few(redis_url: str) -> None:
+    redis = open_redis(redis_url)
+    try:
+        before = {client["id"] for client in await redis.client_list()}
+        assert await asyncio.gather(*(redis.get("nothing") for _ in range(500))) == [None] * 500
+        made = {client["id"] for client in await redis.client_list()} - before
+    finally:
+        await redis.aclose()
+    assert len(made) < REDIS_CONNECTIONS
 
 
 async def test_redis_that_is_away_is_left_alone_for_a_moment() -> None:

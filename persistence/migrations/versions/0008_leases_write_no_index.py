@@ -1,4 +1,4 @@
-"""A lease is a column of no index: taking one writes no index, however many rows there are.
+"""A lease is a column of no index: taking one writes no index, however many rows there are. What nobody got is found.
 
 Revision ID: 0008
 Revises: 0007
@@ -14,6 +14,8 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
+UNSAID = "ix_notification_unsaid"
+DEAD = "ix_notification_dead"
 TOLD = "Messages: one for each user, channel and moment. next_at: due, or when its pause ends."
 TOLD_BEFORE = "Messages: one for each user, channel and moment. next_at: due, or when its lease or its pause ends."
 
@@ -22,9 +24,15 @@ def upgrade() -> None:
     op.add_column("notification", sa.Column("leased_until", sa.DateTime(timezone=True), nullable=True))
     op.execute("ALTER TABLE notification SET (fillfactor = 80)")
     op.create_table_comment("notification", TOLD, existing_comment=TOLD_BEFORE)
+    op.drop_index(DEAD, "notification")
+    op.create_index(
+        UNSAID, "notification", ["outcome", "id"], postgresql_where=sa.text("outcome NOT IN ('sent', 'void')")
+    )
 
 
 def downgrade() -> None:
+    op.drop_index(UNSAID, "notification")
+    op.create_index(DEAD, "notification", ["id"], postgresql_where=sa.text("outcome = 'dead'"))
     op.create_table_comment("notification", TOLD_BEFORE, existing_comment=TOLD)
     op.execute("ALTER TABLE notification RESET (fillfactor)")
     op.drop_column("notification", "leased_until")
