@@ -32,7 +32,7 @@ from persistence.repositories.placement import Placements
 from persistence.sealed import Vault
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 
-REDIS_CONNECTIONS: Final = 4
+REDIS_CONNECTIONS: Final = 32
 REDIS_TIMEOUT_S: Final = 0.5
 
 
@@ -174,10 +174,7 @@ def calendar_actors(settings: Settings, policy: Policy) -> RayCalendarActors:
 
 
 def open_redis(url: str) -> Redis:
-    """A client of few connections: an answer takes less than a millisecond, so that many can take turns.
-
-    Whoever has waited for half a second for a turn gets a ``redis.ConnectionError``.
-    """
+    """A client of so many connections at most; whoever has waited too long for one gets a ``ConnectionError``."""
     return Redis.from_pool(
         BlockingConnectionPool.from_url(
             url,

@@ -1,8 +1,8 @@
 """Whether it stays as it is when it runs for long: `python -m loadtests.soak --minutes 30`, or `make soak`.
 
 Patients search, book, look at the visit and cancel it, over and over, at half the rate of bookings that the server can
-take, which is measured first, as are reads, many at once: then whatever is opened on demand and kept, up to a bound,
-is open. Meanwhile the memory and the open files of the API process and the calendar actors are looked at. Printed is
+take, which is measured first. Then many read at once, so that whatever is opened on demand and kept, up to a bound, is
+open. Meanwhile the memory and the open files of the API process and the calendar actors are looked at. Printed is
 what they were every few minutes. Exit code 1: the last minute's memory (the median) is more than 5 % above that of the
 minute after the first five, or there are more files, or an answer was wrong.
 """
@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, cycle
 from urllib.parse import urlsplit
 
 import orjson
@@ -136,7 +136,7 @@ async def soak(seconds: float) -> int:
         async with servers.zapis(settings) as server:
             half = len(slot_ids) // 2
             best = await _best_rate(server, accounts, slot_ids[:half])
-            await _read_at_once(server, accounts)
+            await _read_at_once(server, accounts, clinic.doctor_ids)
             print(
                 f"best: {best:.0f} bookings/s; {SHARE * best:.0f} requests/s for {seconds / 60:g} minutes", flush=True
             )
@@ -160,14 +160,15 @@ async def _best_rate(server: WebServer, accounts: Sequence[Account], slot_ids: S
     return (await drive(server.url, requests[third:], connections=BEST_CONNECTIONS, seconds=BEST_S // 2)).rate
 
 
-async def _read_at_once(server: WebServer, accounts: Sequence[Account]) -> None:
-    """Has the server open what it opens when many ask at once, and keeps: its pools of connections."""
+async def _read_at_once(server: WebServer, accounts: Sequence[Account], doctor_ids: Sequence[str]) -> None:
+    """Has the server open what it opens when many ask at once, and keeps: its connections to PostgreSQL and Redis."""
+    ways = [f"/v1/slots?doctor_id={doctor_id}&limit={limit}" for limit in range(1, 200) for doctor_id in doctor_ids]
+    ways += ["/v1/appointments?limit=1"] * len(ways)
     requests = [
-        f"GET /v1/appointments?limit=1 HTTP/1.1\r\nHost: {LOOPBACK}\r\nAuthorization: Bearer {account.token}\r\n\r\n"
-        for account in accounts
+        f"GET {way} HTTP/1.1\r\nHost: {LOOPBACK}\r\nAuthorization: Bearer {account.token}\r\n\r\n".encode()
+        for way, account in zip(ways * (READS_S * BEST_RATE_MAX // len(ways) + 1), cycle(accounts))
     ]
-    every = [request.encode() for request in requests * (READS_S * BEST_RATE_MAX // len(accounts))]
-    await drive(server.url, every, connections=BEST_CONNECTIONS, seconds=READS_S)
+    await drive(server.url, requests, connections=BEST_CONNECTIONS, seconds=READS_S)
 
 
 class Clients:

@@ -252,18 +252,18 @@ notification = Table(
     _instant("due_at"),
     _instant("expires_at"),
     _instant("next_at"),
-    _instant("leased_until", nullable=True),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     _instant("ended_at", nullable=True),
     Column("outcome", Text, nullable=True, comment="sent, void, late, unwanted, unreachable, capped or dead"),
     Column("failure", Text, nullable=True, comment="what the last attempt failed with: a code, no address"),
+    _instant("leased_until", nullable=True),
     UniqueConstraint("outbox_id", "kind", "ahead", "channel", "user_id"),
     Index(None, "channel", "next_at", postgresql_where=text("ended_at IS NULL")),
     Index(None, "appointment_id", postgresql_where=text("ended_at IS NULL")),
     Index(None, "user_id", "id"),
     Index(None, "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     Index("ix_notification_unsaid", "outcome", "id", postgresql_where=text("outcome NOT IN ('sent', 'void')")),
-    # A lease changes no column of an index: its new row fits on the page of the old one, and no index is written.
+    # A lease changes no column of an index: where the page has room for the new row, no index is written.
     postgresql_with={"fillfactor": 80},
     comment="Messages: one for each user, channel and moment. next_at: due, or when its pause ends.",
 )

@@ -9,6 +9,7 @@ A database that is away, full, too slow or gone in the middle of a COMMIT surfac
 
 from __future__ import annotations
 
+import asyncio
 from functools import cached_property
 from types import TracebackType
 from typing import Self
@@ -67,8 +68,8 @@ class UnitOfWork:
             else:
                 await connection.rollback()
         except Exception as failure:
-            if error is not None and not isinstance(error, Exception):
-                return  # A cancellation goes on, whatever became of the connection.
+            if isinstance(error, asyncio.CancelledError) and _is_unavailable(failure):
+                return  # The cancellation goes on; with its connection the transaction has ended, too.
             _raise_if_unavailable(failure)
             raise
         finally:
@@ -119,8 +120,11 @@ class UnitOfWork:
 
 
 def _raise_if_unavailable(error: BaseException) -> None:
-    unavailable = isinstance(error, OperationalError | InterfaceError | PoolTimeout | ConnectionError) or (
+    if _is_unavailable(error):
+        raise DatabaseUnavailable("the database is unavailable") from error
+
+
+def _is_unavailable(error: BaseException) -> bool:
+    return isinstance(error, OperationalError | InterfaceError | PoolTimeout | ConnectionError) or (
         isinstance(error, DBAPIError) and error.connection_invalidated
     )
-    if unavailable:
-        raise DatabaseUnavailable("the database is unavailable") from error

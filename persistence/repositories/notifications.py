@@ -91,11 +91,11 @@ class Notification:
     due_at: datetime
     expires_at: datetime
     next_at: datetime
-    leased_until: datetime | None
     attempts: int
     ended_at: datetime | None
     outcome: str | None
     failure: str | None
+    leased_until: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +239,6 @@ class Notifications:
                     "outcome": None,
                     "due_at": statement.excluded.due_at,
                     "next_at": statement.excluded.due_at,
-                    "leased_until": None,
                     "expires_at": statement.excluded.expires_at,
                 },
                 where=notification.c.outcome == VOID,

@@ -1,4 +1,7 @@
-"""A lease is a column of no index: taking one writes no index, however many rows there are. What nobody got is found.
+"""A lease is a column of no index, and where its page has room writes none. What nobody got is found by an index.
+
+Notifiers of the revision before lease by ``next_at`` alone: they have to be ended first (``zapis drain``), or they send
+what others have in hand.
 
 Revision ID: 0008
 Revises: 0007
@@ -35,4 +38,5 @@ def downgrade() -> None:
     op.create_index(DEAD, "notification", ["id"], postgresql_where=sa.text("outcome = 'dead'"))
     op.create_table_comment("notification", TOLD_BEFORE, existing_comment=TOLD)
     op.execute("ALTER TABLE notification RESET (fillfactor)")
+    op.execute("UPDATE notification SET next_at = leased_until WHERE ended_at IS NULL AND leased_until > next_at")
     op.drop_column("notification", "leased_until")
