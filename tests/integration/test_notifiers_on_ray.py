@@ -10,7 +10,7 @@ import signal
 import ssl
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -105,6 +105,13 @@ async def deployment(settings: Settings) -> AsyncIterator[Deployment]:
         await close_services(services)
 
 
+async def until(run: Callable[[], Awaitable[set[str]]], names: set[str]) -> None:
+    """Ask until these are who answers: an actor that is still starting does not."""
+    async with asyncio.timeout(PATIENCE_S):
+        while await run() != names:
+            await asyncio.sleep(0.1)
+
+
 async def test_who_was_started_last_decides_how_many_there_are_and_the_others_look_on(settings: Settings) -> None:
     async with deployment(settings) as here:
         older, newer = RayNotifiers(here.namespace), RayNotifiers(here.namespace)
@@ -115,7 +122,9 @@ async def test_who_was_started_last_decides_how_many_there_are_and_the_others_lo
         async def newer_runs(config: NotifierConfig) -> set[str]:
             return _names(await newer.run(config, actors=1, since=NEWER))
 
-        assert await older_runs() == here.names() == {"email:0", "email:1", "push:0", "push:1"}
+        everyone = {"email:0", "email:1", "push:0", "push:1"}
+        await until(older_runs, everyone)
+        assert here.names() == everyone
         assert await newer_runs(here.config) == here.names() == {"email:0", "push:0"}
         assert await older_runs() == here.names() == {"email:0", "push:0"}, "it looks on"
 
@@ -127,20 +136,27 @@ async def test_who_was_started_last_decides_how_many_there_are_and_the_others_lo
 async def test_a_notifier_whose_process_dies_is_back_and_works(settings: Settings) -> None:
     async with deployment(settings) as here:
         notifiers = RayNotifiers(here.namespace)
-        assert _names(await notifiers.run(here.config, actors=1, since=OLDER)) == {"email:0", "push:0"}
+
+        async def run() -> set[str]:
+            return _names(await notifiers.run(here.config, actors=1, since=OLDER))
+
+        await until(run, {"email:0", "push:0"})
         process = here.process("email:0")
 
         os.kill(process, signal.SIGKILL)
 
-        async with asyncio.timeout(PATIENCE_S):
-            while "email:0" not in _names(await notifiers.run(here.config, actors=1, since=OLDER)):
-                await asyncio.sleep(0.1)
+        await until(run, {"email:0", "push:0"})
         assert here.process("email:0") != process
 
 
 async def test_what_actors_log_holds_no_local_variables(settings: Settings) -> None:
     async with deployment(settings) as here:
-        await RayNotifiers(here.namespace).run(here.config, actors=1, since=OLDER)
+        notifiers = RayNotifiers(here.namespace)
+
+        async def run() -> set[str]:
+            return _names(await notifiers.run(here.config, actors=1, since=OLDER))
+
+        await until(run, {"email:0", "push:0"})
         assert here.services is not None
         await here.services.calendars.start_actors()
         actors = detached.running(here.namespace, ("notifier:", "calendar"))
