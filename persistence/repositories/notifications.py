@@ -460,17 +460,14 @@ _POSTPONE = text(
 )
 _BACKLOG = text(
     """
-    SELECT
-        (SELECT count(*) FROM (
-            SELECT FROM notification
-            WHERE channel = :channel AND ended_at IS NULL AND next_at <= :now
-                AND coalesce(leased_until <= :now, true)
-            LIMIT :most
-        ) AS waiting) AS due,
-        (SELECT min(next_at) FROM notification
-            WHERE channel = :channel AND ended_at IS NULL AND next_at <= :now
-                AND coalesce(leased_until <= :now, true)) AS oldest_at,
+    SELECT count(*) AS due, min(next_at) AS oldest_at,
         (SELECT count(*) FROM (SELECT FROM outbox WHERE planned_at IS NULL LIMIT :most) AS unplanned) AS unplanned
+    FROM (
+        SELECT next_at FROM notification
+        WHERE channel = :channel AND ended_at IS NULL AND next_at <= :now
+            AND coalesce(leased_until <= :now, true)
+        ORDER BY next_at LIMIT :most
+    ) AS waiting
     """
 )
 

@@ -18,6 +18,7 @@ from icalendar import Calendar
 from sqlalchemy import text
 
 from actors import tasks
+from api.notifications.schemas import delivery_plain
 from cluster.settings import Settings
 from notifier.email import EmailSender, MailServer
 from notifier.notifier import Notifier, NotifierLimits
@@ -384,7 +385,8 @@ async def test_a_lease_writes_no_index_and_shows_until_it_ends(desk: Desk) -> No
     until = now + timedelta(minutes=1)
     async with desk.api.services.unit_of_work() as work:
         notifications = Notifications(work.connection)
-        assert len(await notifications.lease(Channel.SMS, now=now, until=until, limit=3)) == 3
+        leased = await notifications.lease(Channel.SMS, now=now, until=until, limit=3)
+        assert [delivery_plain(each)["next_at"] for each in leased] == [until] * 3
         updated = await work.connection.execute(
             text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'notification'")
         )

@@ -105,6 +105,16 @@ async def deployment(settings: Settings) -> AsyncIterator[Deployment]:
         await close_services(services)
 
 
+def one_each(here: Deployment) -> Callable[[], Awaitable[set[str]]]:
+    """What has one notifier work for each channel, and tells who answers."""
+    notifiers = RayNotifiers(here.namespace)
+
+    async def run() -> set[str]:
+        return _names(await notifiers.run(here.config, actors=1, since=OLDER))
+
+    return run
+
+
 async def until(run: Callable[[], Awaitable[set[str]]], names: set[str]) -> None:
     """Ask until these are who answers: an actor that is still starting does not."""
     async with asyncio.timeout(PATIENCE_S):
@@ -135,11 +145,7 @@ async def test_who_was_started_last_decides_how_many_there_are_and_the_others_lo
 
 async def test_a_notifier_whose_process_dies_is_back_and_works(settings: Settings) -> None:
     async with deployment(settings) as here:
-        notifiers = RayNotifiers(here.namespace)
-
-        async def run() -> set[str]:
-            return _names(await notifiers.run(here.config, actors=1, since=OLDER))
-
+        run = one_each(here)
         await until(run, {"email:0", "push:0"})
         process = here.process("email:0")
 
@@ -151,11 +157,7 @@ async def test_a_notifier_whose_process_dies_is_back_and_works(settings: Setting
 
 async def test_what_actors_log_holds_no_local_variables(settings: Settings) -> None:
     async with deployment(settings) as here:
-        notifiers = RayNotifiers(here.namespace)
-
-        async def run() -> set[str]:
-            return _names(await notifiers.run(here.config, actors=1, since=OLDER))
-
+        run = one_each(here)
         await until(run, {"email:0", "push:0"})
         assert here.services is not None
         await here.services.calendars.start_actors()
