@@ -159,11 +159,7 @@ class CalendarClient:
             left_s = (command.deadline - self._clock()).total_seconds()
             if left_s <= 0:
                 return NotDecided(why=RefusedFor.UNAVAILABLE)
-            try:
-                async with asyncio.timeout(left_s):
-                    reply = await self._send_once(command)
-            except TimeoutError:
-                return NotDecided(why=RefusedFor.UNAVAILABLE)
+            reply = await self._send_once(command, left_s)
             if isinstance(reply, Done):
                 for tell in self._on_done:
                     tell(command.doctor_id)
@@ -214,18 +210,25 @@ class CalendarClient:
             lane.close()
         self._lanes.clear()
 
-    async def _send_once(self, command: Command) -> Reply:
-        try:
-            placement = self._placement or await self._fetch_placement()
-        except PlacementUnknown:
-            return NotDecided(why=RefusedFor.NOT_ACTIVE)
+    async def _send_once(self, command: Command, left_s: float) -> Reply:
+        placement = self._placement
+        if placement is None:
+            until = asyncio.get_running_loop().time() + left_s
+            try:
+                async with asyncio.timeout_at(until):
+                    placement = await self._fetch_placement()
+            except TimeoutError:
+                return NotDecided(why=RefusedFor.UNAVAILABLE)
+            except PlacementUnknown:
+                return NotDecided(why=RefusedFor.NOT_ACTIVE)
+            left_s = until - asyncio.get_running_loop().time()
         name = placement.actor_name(command.doctor_id)
         lane = self._lanes.get(name)
         if lane is None:
             if len(self._lanes) >= self._limits.lanes_max and not self._forget_idle_lane():
                 return NotDecided(why=RefusedFor.OVERLOADED)
             lane = self._lanes[name] = _Lane(name=name, actors=self._actors, limits=self._limits, calls=self._calls)
-        return await lane.put(placement.generation, command)
+        return await lane.put(placement.generation, command, left_s)
 
     async def _fetch_placement(self) -> Placement:
         """Read the placement, once for all who ask meanwhile."""
@@ -292,8 +295,8 @@ class _Lane:
         """Whether nothing waits and nothing is in flight."""
         return self._sender is None and not self._queue
 
-    async def put(self, generation: int, command: Command) -> Reply:
-        """The reply to one sending of the command."""
+    async def put(self, generation: int, command: Command, left_s: float) -> Reply:
+        """The reply to one sending of the command; ``NotDecided`` when it has not come in so long."""
         if len(self._queue) >= self._limits.lane_depth_max:
             return NotDecided(why=RefusedFor.OVERLOADED)
         loop = asyncio.get_running_loop()
@@ -302,7 +305,11 @@ class _Lane:
         self._queue.append((generation, command, future))
         if self._sender is None:
             self._start()
-        return await future
+        giving_up = loop.call_later(left_s, _give_up, future)  # A third of what asyncio.timeout would cost.
+        try:
+            return await future
+        finally:
+            giving_up.cancel()
 
     def close(self) -> None:
         """Refuse what waits."""
@@ -363,6 +370,11 @@ class _Lane:
             log.warning("calendar_actor_lost", lane=self._name, reason=type(failure).__name__, commands=len(commands))
             self._actors.forget(self._name)
             return [NotDecided(why=RefusedFor.NOT_ACTIVE)] * len(commands)
+
+
+def _give_up(waiting: asyncio.Future[Reply]) -> None:
+    if not waiting.done():
+        waiting.set_result(NotDecided(why=RefusedFor.UNAVAILABLE))
 
 
 def encode_batch(batch: Batch) -> bytes:

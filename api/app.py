@@ -16,6 +16,7 @@ from actors.logs import configure_logging
 from api.accounts import router as accounts
 from api.accounts.first_admin import ensure_first_admin
 from api.administration import router as administration
+from api.application import Application
 from api.directory import router as directory
 from api.directory.location_directory import LocationDirectory
 from api.documentation import add_documentation
@@ -117,7 +118,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
         finally:
             await close_services(services)
 
-    app = FastAPI(
+    app = Application(
         title="zapis",
         version=version("zapis"),
         lifespan=lifespan,

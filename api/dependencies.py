@@ -199,7 +199,9 @@ Prefer = Annotated[
 
 def wants_async(prefer: str | None) -> bool:
     """Whether a ``Prefer`` header (RFC 7240) asks for an answer before the commit."""
-    return any(part.split(";")[0].strip().lower() == "respond-async" for part in (prefer or "").split(","))
+    if prefer is None:
+        return False
+    return any(part.split(";")[0].strip().lower() == "respond-async" for part in prefer.split(","))
 
 
 @dataclass(frozen=True, slots=True)

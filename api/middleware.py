@@ -37,6 +37,8 @@ COMING_BACK_MAX: Final = 300
 UNLIMITED_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 HEAD: Final = "zapis.head"
 """Whether what looks like a GET asks for the head only."""
+BODY_LENGTH: Final = "zapis.body_length"
+"""Where a scope may have a function that tells, of this scope, how long the body is, when all of it has come."""
 _LEAVE: Final = "zapis.leave_admission"
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _BEARER: Final = b"bearer "
@@ -251,6 +253,12 @@ class BodyLimit:
         announced = _header(scope, b"content-length")
         if announced is not None and not (announced.isdigit() and int(announced[:20]) <= self._bytes_max):
             await self._too_large().response(scope["path"])(scope, receive, send)
+            return
+        if BODY_LENGTH in scope and (length := scope[BODY_LENGTH](scope)) is not None:  # It has nothing to wait for.
+            if length > self._bytes_max:
+                await self._too_large().response(scope["path"])(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
             return
         received = 0
         complete = False

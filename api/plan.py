@@ -99,7 +99,7 @@ class Plan:
             for name, number in step.uses:
                 values[name] = given[number]
             # What depends on something wrong is not called; the rest is, so that a stranger is told nothing else.
-            wrong = len(errors) > right_so_far or any(given[number] is _ABSENT for number in step.needs)
+            wrong = errors and (len(errors) > right_so_far or any(given[number] is _ABSENT for number in step.needs))
             given.append(_ABSENT if wrong else await step.call(**values))
         if errors:
             raise RequestValidationError(errors)

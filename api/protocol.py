@@ -9,7 +9,7 @@ asks again on the same connection sooner than it was told to is not heard for a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import uniform
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -20,7 +20,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.errors import Problem
-from api.middleware import HEADERS, POLICY, UNLIMITED_PATHS, Admission, request_id_of
+from api.middleware import BODY_LENGTH, HEADERS, POLICY, UNLIMITED_PATHS, Admission, request_id_of
 
 ABORT: Final = "zapis.abort"
 """Where a scope has the function that ends its connection at once, whatever there is to be sent."""
@@ -114,12 +114,20 @@ class HttpProtocol(HttpToolsProtocol):
                 end()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        cast(dict[str, object], cycle.scope)[ABORT] = self._abort
+        scope = cast(dict[str, object], cycle.scope)
+        scope[ABORT] = self._abort
+        scope[BODY_LENGTH] = self._body_length
         super()._start_asgi_task(cycle, app)
         admission: Admission | None = self.app_state.get(ADMISSION)
         if admission is not None and cycle.scope["path"] not in UNLIMITED_PATHS:
             admission.begun += 1
             self.loop.call_soon(_is_counted, admission)
+
+    def _body_length(self, scope: Mapping[str, object]) -> int | None:
+        cycle = self.cycle
+        if cycle.scope is not scope or cycle.more_body:  # The newest may be another's, who sends without waiting.
+            return None
+        return len(cycle.body)
 
     def _abort(self) -> None:
         self.transport.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
@@ -11,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 UNKNOWN_ROUTE: Final = "unknown"
+SERIES_MAX: Final = 2048
+"""Time series that are found quickly; prometheus-client looks them up anew each time."""
 METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
@@ -36,9 +39,17 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
+        self._requests_of = lru_cache(SERIES_MAX)(self.requests.labels)
+        self._seconds_of = lru_cache(SERIES_MAX)(self.seconds.labels)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request whose answer has begun."""
+        self._requests_of(method if method in METHODS else "other", route, status).inc()
+        self._seconds_of(route).observe(seconds)
+
     def turned_away(self, method: str) -> None:
         """Count a request that was answered 503 before it was one."""
-        self.requests.labels(method if method in METHODS else "other", UNKNOWN_ROUTE, "503").inc()
+        self._requests_of(method if method in METHODS else "other", UNKNOWN_ROUTE, 503).inc()
 
     def add(self, collector: Collector) -> None:
         """Have something else asked for its figures too."""
@@ -61,9 +72,7 @@ class CountRequests:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
-                method = scope["method"] if scope["method"] in METHODS else "other"
-                self._metrics.requests.labels(method, route, str(message["status"])).inc()
-                self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+                self._metrics.answered(scope["method"], route, message["status"], time.perf_counter() - began)
             await send(message)
 
         await self._app(scope, receive, counted)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -84,8 +83,9 @@ def keyed_command_id(user_id: str, key: str) -> str:
 
     It has the form of every id (UUIDv7), but its time is as meaningless as the rest.
     """
-    digest = uuid.UUID(bytes=hashlib.sha256(f"{user_id}\x00{key}".encode()).digest()[:16], version=5)
-    return str(digest)[:14] + "7" + str(digest)[15:]
+    digest = hashlib.sha256(f"{user_id}\x00{key}".encode()).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-7{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 def fingerprint(vault: Vault, method: str, path: str, body: Mapping[str, Any] | None) -> str:
