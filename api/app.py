@@ -114,6 +114,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
             finally:
                 await stream.stop()
                 readiness.close()
+                await app.state.slot_owners.close()
                 await close_gate(gate)
         finally:
             await close_services(services)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import uuid
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final
@@ -92,7 +91,7 @@ def _sane_day(value: date) -> date:
 def _id(value: str) -> str:
     if _UUID.fullmatch(value) is None:
         raise ValueError("This should be an id, as 019ab3c4-5d6e-7f80-9123-456789abcdef.")
-    return str(uuid.UUID(value))
+    return value.lower()
 
 
 def _line(value: str) -> str:

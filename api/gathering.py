@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Generic, TypeVar
 
 from actors import tasks
@@ -18,11 +18,8 @@ Value = TypeVar("Value")
 BATCH_MAX: Final = 500
 """How many are asked for in one query."""
 WAITING_MAX: Final = 5_000
-"""How many may wait for the next ones."""
-
-
-class TooManyWaiting(DatabaseUnavailable):
-    """More is asked for than the database can keep up with."""
+"""How many may be waited for beside those."""
+READ_TIMEOUT_S: Final = 3.0
 
 
 class Gathering(Generic[Value]):
@@ -30,7 +27,7 @@ class Gathering(Generic[Value]):
 
     def __init__(
         self,
-        read: Callable[[Collection[str]], Awaitable[Mapping[str, Value]]],
+        read: Callable[[list[str]], Awaitable[Mapping[str, Value]]],
         remember: Callable[[str, Value | None, float], None],
         *,
         name: str,
@@ -49,21 +46,12 @@ class Gathering(Generic[Value]):
         """What there is under a key; ``None``: nothing.
 
         Raises:
-            TooManyWaiting: ``WAITING_MAX`` others are waited for already.
-            DatabaseUnavailable: it cannot be read.
+            DatabaseUnavailable: it cannot be read, or ``WAITING_MAX`` others are waited for already.
         """
         # One of its own for everybody who waits: who goes away takes nothing from the others.
         waiting: asyncio.Future[Value | None] = asyncio.get_running_loop().create_future()
         self._gather(key).append(waiting)
         return await waiting
-
-    def begin(self, key: str) -> None:
-        """Have it read, as somebody is going to ask for it.
-
-        Raises:
-            TooManyWaiting
-        """
-        self._gather(key)
 
     def forget(self, key: str) -> None:
         """What is being read now may be from before a change: who asks from now on is to have it read anew."""
@@ -80,7 +68,7 @@ class Gathering(Generic[Value]):
             waiting = self._waiting.get(key)
         if waiting is None:
             if len(self._waiting) >= WAITING_MAX:
-                raise TooManyWaiting
+                raise DatabaseUnavailable("more is asked for than it can keep up with")
             waiting = self._waiting[key] = []
             if self._reader is None:
                 self._reader = tasks.begin(self._read_all(), name=self._name)
@@ -94,9 +82,10 @@ class Gathering(Generic[Value]):
                 self._being_read = dict(batch)
                 began_at = self._clock()
                 try:
-                    found = await self._read(batch.keys())
-                except DatabaseUnavailable as failure:
-                    _fail(batch, str(failure))
+                    async with asyncio.timeout(READ_TIMEOUT_S):
+                        found = await self._read(list(batch))
+                except (DatabaseUnavailable, TimeoutError):
+                    _fail(batch, "it cannot be read")
                 else:
                     for key in self._being_read:
                         self._remember(key, found.get(key), began_at)

@@ -18,7 +18,7 @@ from api.directory.service import page_by_key
 from api.errors import Problem, invalid
 from api.scheduling import commands
 from api.scheduling.service import Scheduling
-from api.scheduling.slot_owners import SlotOwners, TooManyWaiting
+from api.scheduling.slot_owners import SlotOwners
 from persistence.identifiers import new_id
 from persistence.repositories.appointments import AppointmentRow
 from persistence.repositories.closures import ClosureRow, Closures
@@ -106,10 +106,7 @@ class Absences:
             Problem: ``not_found``.
             Rejection, AnsweredPending: the calendar's answer.
         """
-        try:
-            doctor_id = await self._slot_owners.doctor_of(slot_id)
-        except TooManyWaiting:
-            raise Problem("unavailable") from None
+        doctor_id = await self._slot_owners.doctor_of(slot_id)
         if doctor_id is None:
             raise Problem("not_found", "There is no such slot.")
         command = kind(**self._header(doctor_id, None, key, prefer), slot_id=slot_id)

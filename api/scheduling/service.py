@@ -27,7 +27,7 @@ from api.dependencies import Principal, services_of
 from api.errors import Problem, invalid
 from api.scheduling import commands, schemas
 from api.scheduling.appointment_view import AppointmentView, instant, reason_place
-from api.scheduling.slot_owners import SlotOwners, TooManyWaiting
+from api.scheduling.slot_owners import SlotOwners
 from persistence.identifiers import new_id
 from persistence.repositories.appointments import AppointmentRow, Appointments, AppointmentSearch, HoldRow
 from persistence.sealed import DataKey, Unreadable, patient_owner
@@ -265,10 +265,7 @@ class Scheduling:
         return {**header, "doctor_id": doctor_id, "requester": requester}
 
     async def _doctor_of(self, slot_id: str) -> str:
-        try:
-            doctor_id = await self._slot_owners.doctor_of(slot_id)
-        except TooManyWaiting:
-            raise Problem("unavailable") from None
+        doctor_id = await self._slot_owners.doctor_of(slot_id)
         if doctor_id is None:
             raise Problem("not_found", "There is no such slot.")
         return doctor_id
