@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
@@ -29,10 +30,13 @@ URL_BYTES_MAX: Final = 8 * 1024
 HEADER_BYTES_MAX: Final = 32 * 1024
 FORWARDED_MAX: Final = 20
 CLOSE: Final = {"Connection": "close"}
+ROOM_FOR_S: Final = 0.25
+ROOM_MIN: Final = 600
+"""Requests under way at once, before it is known how quickly they are answered, and where that is slow."""
 TURNED_AWAY_FOR_S: Final = 2
 """What those for whom there is no room are told to wait; who comes sooner may have to wait so long for an answer."""
 TURNED_AWAY_MAX_S: Final = 15
-COMING_BACK_MAX: Final = 300
+COMING_BACK_MAX: Final = 150
 """In a second; to turn so many away takes little from those who are served. Where more wait, they wait for longer."""
 UNLIMITED_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 HEAD: Final = "zapis.head"
@@ -142,21 +146,43 @@ class Proxies:
 
 
 class Admission:
-    """At most so many requests under way in a process.
+    """Room for so many requests under way in a process as it answers in ``ROOM_FOR_S``; who would wait longer had
+    better come back. There is always room for ``ROOM_MIN``, and never for more than ``requests_max``.
 
     Who sends or reads slowly is not under way meanwhile: nobody keeps others out by waiting.
     """
 
-    def __init__(self, requests_max: int, turned_away: Callable[[str], None], proxies: Proxies) -> None:
+    def __init__(
+        self,
+        requests_max: int,
+        turned_away: Callable[[str], None],
+        proxies: Proxies,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """``turned_away`` is told the method of each request for which there was no room."""
-        self.requests_max = requests_max
         self.proxies = proxies
+        self.room = min(ROOM_MIN, requests_max)
         self.under_way = 0
         self.begun = 0
         """Those whose task has been made and has had no turn yet: thousands may come in one go."""
         self.resting = 0
         """Connections that are not heard for a while: they were turned away and ask again at once."""
         self.turned_away = turned_away
+        self._requests_max = requests_max
+        self._clock = clock
+        self._counted_from = clock()
+        self._ended = 0
+
+    def ended(self) -> None:
+        """One has been answered: from how many were lately it follows how many there is room for."""
+        self._ended += 1
+        now = self._clock()
+        seconds = now - self._counted_from
+        if seconds >= ROOM_FOR_S:
+            self.room = min(max(ROOM_MIN, round(self._ended / seconds * ROOM_FOR_S)), self._requests_max)
+            self._counted_from = now
+            self._ended = 0
 
     @property
     def away_for_s(self) -> float:
@@ -166,17 +192,23 @@ class Admission:
     @property
     def full(self) -> bool:
         """Whether one more is too many."""
-        return self.under_way >= self.requests_max
+        return self.under_way >= self.room
 
     @property
     def will_be_full(self) -> bool:
         """Whether one more is too many when those that have been begun have had their turn."""
-        return self.under_way + self.begun >= self.requests_max
+        return self.under_way + self.begun >= self.room
 
     def problem(self) -> Problem:
         """What is told to whoever comes then."""
-        detail = "Too much is asked for right now: try again in a moment."
-        return Problem("unavailable", detail, retry_after_s=self.away_for_s)
+        return no_room(self.away_for_s)
+
+
+def no_room(retry_after_s: float) -> Problem:
+    """Too much is asked for right now."""
+    return Problem(
+        "unavailable", "Too much is asked for right now: try again in a moment.", retry_after_s=retry_after_s
+    )
 
 
 class Admit:
@@ -230,6 +262,7 @@ class Admit:
             await self._app(scope, receive_uncounted, send_uncounted)
         finally:
             admission.under_way -= counts
+            admission.ended()
 
 
 def leave_admission(scope: Scope) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from math import ceil
 from random import uniform
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -20,7 +22,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.errors import Problem
-from api.middleware import BODY_LENGTH, HEADERS, POLICY, UNLIMITED_PATHS, Admission, request_id_of
+from api.middleware import BODY_LENGTH, HEADERS, POLICY, UNLIMITED_PATHS, Admission, no_room, request_id_of
 
 ABORT: Final = "zapis.abort"
 """Where a scope has the function that ends its connection at once, whatever there is to be sent."""
@@ -28,6 +30,8 @@ END: Final = "zapis.end"
 """Where an application leaves in a scope what ends an answer that goes on until the server stops."""
 ADMISSION: Final = "zapis.admission"
 """Where the application's lifespan leaves its ``Admission``."""
+REFUSALS_KEPT: Final = 128
+"""Refusals that need not be made anew: for one path and time to wait they differ in their id only."""
 _STATUS_LINES: Final = {400: b"HTTP/1.1 400 Bad Request", 503: b"HTTP/1.1 503 Service Unavailable"}
 _ANSWERED: Final = SimpleNamespace(response_complete=True, message_event=SimpleNamespace(set=lambda: None))
 """In place of uvicorn's cycle of a request and its response: there is nothing left to do for it."""
@@ -72,8 +76,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         method = self.parser.get_method().decode("ascii")
         admission.turned_away(method)
-        path = unquote(self.url.partition(b"?")[0].decode("ascii", errors="replace"))
-        self._write(admission.problem().response(path))
+        self._write(*_refusal(self.url.partition(b"?")[0], ceil(admission.away_for_s)))
         self.cycle = _ANSWERED  # type: ignore[assignment]  # what uvicorn asks of one that is complete
         self.on_response_complete()
         # Told to come back in a moment, some come back at once, and being told again is all that the server would do.
@@ -101,7 +104,7 @@ class HttpProtocol(HttpToolsProtocol):
         response = Problem("bad_request", "This is not a request by HTTP.").response()
         response.headers["connection"] = "close"
         self.headers = []
-        self._write(response)
+        self._write(*_parts(response))
         self.transport.close()
 
     def shutdown(self) -> None:
@@ -160,22 +163,32 @@ class HttpProtocol(HttpToolsProtocol):
             and not any(name == b"origin" for name, _ in self.headers)
         )
 
-    def _write(self, response: Response) -> None:
-        """A whole response, with the headers that every one has, ahead of all that has been begun meanwhile.
+    def _write(self, before_id: bytes, after_id: bytes) -> None:
+        """A whole response, but for the request's id, ahead of all that has been begun meanwhile.
 
         Those of one piece leave together: each would be a system call.
         """
-        headers = [
-            *response.raw_headers,
-            (b"x-request-id", request_id_of(self.headers)),
-            *HEADERS,
-            (b"cache-control", b"no-store"),
-            (b"content-security-policy", POLICY),
-        ]
-        lines = [_STATUS_LINES[response.status_code], *(name + b": " + value for name, value in headers), b""]
-        self.transport.write(b"\r\n".join([*lines, bytes(response.body)]))
+        self.transport.write(before_id + request_id_of(self.headers) + after_id)
         if self._resting is None:
             cast(_Gathering, self.transport).send()
+
+
+@lru_cache(REFUSALS_KEPT)
+def _refusal(path: bytes, retry_after_s: int) -> tuple[bytes, bytes]:
+    return _parts(no_room(retry_after_s).response(unquote(path.decode("ascii", errors="replace"))))
+
+
+def _parts(response: Response) -> tuple[bytes, bytes]:
+    """What is sent of a response before the id of its request, and after it, with the headers that every one has."""
+    headers = [
+        *response.raw_headers,
+        *HEADERS,
+        (b"cache-control", b"no-store"),
+        (b"content-security-policy", POLICY),
+        (b"x-request-id", b""),
+    ]
+    lines = [_STATUS_LINES[response.status_code], *(name + b": " + value for name, value in headers)]
+    return b"\r\n".join(lines), b"\r\n\r\n" + bytes(response.body)
 
 
 def _is_counted(admission: Admission) -> None:

@@ -141,7 +141,9 @@ class Settings(BaseSettings):
     )
     cors_origins: CommaSeparated = Field((), description="origins of web pages that may call the API, by commas")
     rate_limit: int = Field(1200, ge=0, description="requests a minute for one user or address; logins get a tenth")
-    requests_max: int = Field(600, ge=1, description="requests under way at once in one API process, past it 503")
+    requests_max: int = Field(
+        2000, ge=1, description="requests under way at once in one API process, fewer if they take long; past it 503"
+    )
     feed_connections_max: int = Field(12_000, ge=1, description="feeds open at once in one API process")
     feed_connections_per_user_max: int = Field(20, ge=1, description="feeds one user may have open in one API process")
     body_bytes_max: int = Field(1 << 20, ge=1024, description="the largest request body")

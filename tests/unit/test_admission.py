@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from api.errors import UnreadableBody
-from api.middleware import Admission, Admit, Proxies
+from api.middleware import BODY_LENGTH, ROOM_MIN, Admission, Admit, BodyLimit, Proxies
 
 
 class Request:
@@ -94,3 +94,43 @@ async def test_one_too_many_gets_503_at_once_and_nobody_asks_after_health_in_vai
     assert refused.answer[0]["status"] == 503
     assert asked == ["/healthz"]
     assert admission.under_way == 1
+
+
+async def test_there_is_room_for_what_is_answered_in_a_quarter_of_a_second() -> None:
+    now = 0.0
+    admission = Admission(2000, lambda _: None, Proxies(), clock=lambda: now)
+
+    def answers(rate: int) -> int:
+        """The room after two seconds of so many answers a second."""
+        nonlocal now
+        for _ in range(2 * rate):
+            now += 1 / rate
+            admission.ended()
+        return admission.room
+
+    assert admission.room == ROOM_MIN, "before anything is known"
+    assert answers(100) == ROOM_MIN
+    assert 990 <= answers(4000) <= 1010
+    assert answers(100_000) == 2000
+    now += 3600
+    admission.ended()
+    assert admission.room == ROOM_MIN, "what was long ago says nothing"
+    assert Admission(5, lambda _: None, Proxies()).room == 5
+
+
+@pytest.mark.parametrize(("length", "status"), [(10, 204), (11, 413)])
+async def test_a_body_that_is_there_is_measured_at_once(length: int, status: int) -> None:
+    async def receive() -> Message:
+        raise AssertionError("there is nothing to wait for")
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    answer: list[Message] = []
+
+    async def send(message: Message) -> None:
+        answer.append(message)
+
+    scope = {"type": "http", "path": "/", "headers": [], BODY_LENGTH: lambda scope: length}
+    await BodyLimit(app, bytes_max=10, seconds_max=1)(scope, receive, send)
+    assert answer[0]["status"] == status

@@ -10,12 +10,12 @@ from typing import Any
 import orjson
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 import api.middleware
 from api.errors import Problem
-from api.middleware import TURNED_AWAY_FOR_S, Admission, Proxies
+from api.middleware import BODY_LENGTH, TURNED_AWAY_FOR_S, Admission, Proxies
 from api.protocol import ADMISSION, HttpProtocol
 from cluster.serve import KEEP_ALIVE_S
 
@@ -67,13 +67,14 @@ class Connection:
         proxies: Proxies = NO_PROXIES,
         admission: Admission | None = None,
         client: str | None = CLIENT,
+        app: ASGIApp | None = None,
     ) -> None:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.asked: list[str] = []
         self.turned_away: list[str] = []
         config = uvicorn.Config(
-            self._app, http=HttpProtocol, timeout_keep_alive=keep_alive_s, log_config=None, interface="asgi3"
+            app or self._app, http=HttpProtocol, timeout_keep_alive=keep_alive_s, log_config=None, interface="asgi3"
         )
         config.load()
         self.admission = admission or Admission(0, self.turned_away.append, proxies)
@@ -194,10 +195,10 @@ def test_how_long_that_is() -> None:
 def test_the_more_wait_the_longer_they_are_told_to() -> None:
     admission = Admission(1, lambda method: None, Proxies())
     told = {}
-    for resting in (0, 600, 900, 3000, 100_000):
+    for resting in (0, 300, 450, 1500, 100_000):
         admission.resting = resting
         told[resting] = int(admission.problem().response().headers["retry-after"])
-    assert told == {0: 2, 600: 2, 900: 3, 3000: 10, 100_000: 15}
+    assert told == {0: 2, 300: 2, 450: 3, 1500: 10, 100_000: 15}
 
 
 async def test_who_waits_is_counted_for_as_long_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,3 +287,40 @@ async def test_a_connection_that_says_nothing_more_ends() -> None:
         async with asyncio.timeout(5):
             while not connection.transport.closed:
                 await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("parts", "lengths"),
+    [
+        ([POST + b"{}"], [2]),
+        ([POST, b"{}"], [None]),
+        ([GET], [0]),
+        ([POST + b"{}" + GET], [None, 0]),  # The newest request is another one.
+    ],
+)
+async def test_how_long_a_body_is_is_known_when_all_of_it_has_come(
+    parts: list[bytes], lengths: list[int | None]
+) -> None:
+    told = []
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        told.append(scope[BODY_LENGTH](scope))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    connection = Connection(admission=Admission(10, lambda _: None, NO_PROXIES), app=app)
+    await connection.sends(*parts)
+    assert told == lengths
+
+
+async def test_a_copy_of_a_scope_is_not_taken_for_it() -> None:
+    told = []
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        told.append(scope[BODY_LENGTH]({**scope}))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    connection = Connection(admission=Admission(10, lambda _: None, NO_PROXIES), app=app)
+    await connection.sends(POST + b"{}")
+    assert told == [None]

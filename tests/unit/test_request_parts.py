@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +19,7 @@ from api.errors import PROBLEMS, Problem, pointer_to, problem_of
 from api.fields import Email, Flag, Id, Instant, Login, Phone, Timezone, Whole, rfc3339
 from api.middleware import ClientAddress, Proxies, client_address
 from api.routing import Json
+from api.scheduling.commands import keyed_command_id
 from persistence.sealed import Vault
 
 VAULT = Vault(bytes(32))
@@ -206,3 +209,14 @@ def test_pointers_are_escaped_and_can_be_said() -> None:
     assert pointer_to("a/b", "c~d", 0) == "/a~1b/c~0d/0"
     assert pointer_to("\ud800").encode()
     assert len(pointer_to("x" * 10_000)) <= 200
+
+
+@given(st.text(), st.text())
+def test_the_id_of_a_command_follows_from_its_user_and_key(user_id: str, key: str) -> None:
+    """By RFC 9562: a digest's first 16 bytes, with the version and the variant of a UUIDv7."""
+    digest = hashlib.sha256(f"{user_id}\x00{key}".encode()).digest()[:16]
+    made = uuid.UUID(
+        bytes=bytes([*digest[:6], 0x70 | digest[6] & 0xF, digest[7], 0x80 | digest[8] & 0x3F, *digest[9:]])
+    )
+    assert keyed_command_id(user_id, key) == str(made)
+    assert made.version == 7
