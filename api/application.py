@@ -21,11 +21,12 @@ class Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """What was added, the last outermost; within it the handlers of exceptions, and what closes uploaded files."""
         handlers: dict[Any, Any] = dict(self.exception_handlers)
+        assert not handlers.keys() & {500, Exception}, "that is RequestContext's to answer, and to log"
         app: ASGIApp = ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers=handlers)
         for layer, arguments, options in reversed(self.user_middleware):
             app = layer(app, *arguments, **options)
         return app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As Starlette's."""
+        """As Starlette's: FastAPI's own looks for telemetry, and for a root path, at each request."""
         await Starlette.__call__(self, scope, receive, send)

@@ -20,6 +20,7 @@ BATCH_MAX: Final = 500
 WAITING_MAX: Final = 5_000
 """How many may be waited for beside those."""
 READ_TIMEOUT_S: Final = 3.0
+"""A query that takes longer counts as failed."""
 
 
 class Gathering(Generic[Value]):
@@ -41,12 +42,14 @@ class Gathering(Generic[Value]):
         self._waiting: dict[str, list[asyncio.Future[Value | None]]] = {}
         self._being_read: dict[str, list[asyncio.Future[Value | None]]] = {}
         self._reader: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def ask(self, key: str) -> Value | None:
-        """What there is under a key; ``None``: nothing.
+        """What there is under a key; ``None``: nothing. The query may have begun before it was asked for.
 
         Raises:
-            DatabaseUnavailable: it cannot be read, or ``WAITING_MAX`` others are waited for already.
+            DatabaseUnavailable: it cannot be read, ``WAITING_MAX`` others are waited for already, or what reads has
+                died of a bug, which is in the log.
         """
         # One of its own for everybody who waits: who goes away takes nothing from the others.
         waiting: asyncio.Future[Value | None] = asyncio.get_running_loop().create_future()
@@ -58,17 +61,19 @@ class Gathering(Generic[Value]):
         self._being_read.pop(key, None)
 
     async def close(self) -> None:
-        """Stop reading."""
+        """Stop reading, for good."""
+        self._closed = True
         if self._reader is not None:
             await tasks.end(self._reader)
+            self._end()  # One that had no turn yet did not do so.
 
     def _gather(self, key: str) -> list[asyncio.Future[Value | None]]:
         waiting = self._being_read.get(key)
         if waiting is None:
             waiting = self._waiting.get(key)
         if waiting is None:
-            if len(self._waiting) >= WAITING_MAX:
-                raise DatabaseUnavailable("more is asked for than it can keep up with")
+            if self._closed or len(self._waiting) >= WAITING_MAX:
+                raise DatabaseUnavailable("no more is read, or not so much")
             waiting = self._waiting[key] = []
             if self._reader is None:
                 self._reader = tasks.begin(self._read_all(), name=self._name)
@@ -95,10 +100,14 @@ class Gathering(Generic[Value]):
                                 each.set_result(found.get(key))
                 self._being_read = {}
         finally:
-            self._reader = None
-            left = batch | self._waiting
-            self._being_read, self._waiting = {}, {}
-            _fail(left, "nobody reads any more")
+            _fail(batch, "nobody reads any more")
+            self._end()
+
+    def _end(self) -> None:
+        self._reader = None
+        left = self._waiting
+        self._being_read, self._waiting = {}, {}
+        _fail(left, "nobody reads any more")
 
 
 def _fail(waiting: Mapping[str, list[asyncio.Future[Value | None]]], why: str) -> None:

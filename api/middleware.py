@@ -31,6 +31,7 @@ HEADER_BYTES_MAX: Final = 32 * 1024
 FORWARDED_MAX: Final = 20
 CLOSE: Final = {"Connection": "close"}
 ROOM_FOR_S: Final = 0.25
+"""How long somebody waits who is let in last, and how often it is looked how quickly requests are answered."""
 ROOM_MIN: Final = 600
 """Requests under way at once, before it is known how quickly they are answered, and where that is slow."""
 TURNED_AWAY_FOR_S: Final = 2
@@ -42,7 +43,8 @@ UNLIMITED_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 HEAD: Final = "zapis.head"
 """Whether what looks like a GET asks for the head only."""
 BODY_LENGTH: Final = "zapis.body_length"
-"""Where a scope may have a function that tells, of this scope, how long the body is, when all of it has come."""
+"""Where a scope may have a function that tells, of this scope, how long the body is that waits to be received; ``None``
+when some of it has not come, or nobody can say."""
 _LEAVE: Final = "zapis.leave_admission"
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _BEARER: Final = b"bearer "
@@ -146,8 +148,9 @@ class Proxies:
 
 
 class Admission:
-    """Room for so many requests under way in a process as it answers in ``ROOM_FOR_S``; who would wait longer had
-    better come back. There is always room for ``ROOM_MIN``, and never for more than ``requests_max``.
+    """Room for so many requests under way in a process as it answers in ``ROOM_FOR_S``, whatever they ask for; who
+    would wait longer had better come back. It is never for more than ``requests_max``, and never for less than
+    ``ROOM_MIN`` where that is not more.
 
     Who sends or reads slowly is not under way meanwhile: nobody keeps others out by waiting.
     """
@@ -163,6 +166,7 @@ class Admission:
         """``turned_away`` is told the method of each request for which there was no room."""
         self.proxies = proxies
         self.room = min(ROOM_MIN, requests_max)
+        """How many may be under way now."""
         self.under_way = 0
         self.begun = 0
         """Those whose task has been made and has had no turn yet: thousands may come in one go."""
@@ -231,13 +235,16 @@ class Admit:
             return
 
         counts = 1
+        refused = False
 
         async def receive_uncounted() -> Message:
+            nonlocal refused
             counted = counts
             admission.under_way -= counted
             try:
                 message = await receive()
-                if message["type"] == "http.request" and admission.full:  # Its place has been taken meanwhile.
+                if message["type"] == "http.request" and admission.full:  # There was room for it, and is none now.
+                    refused = True
                     raise UnreadableBody(admission.problem())
                 return message
             finally:
@@ -262,7 +269,8 @@ class Admit:
             await self._app(scope, receive_uncounted, send_uncounted)
         finally:
             admission.under_way -= counts
-            admission.ended()
+            if counts and not refused:
+                admission.ended()
 
 
 def leave_admission(scope: Scope) -> None:

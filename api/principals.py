@@ -6,6 +6,7 @@ answered as pending.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -33,7 +34,11 @@ class PrincipalCache:
         self._away_until = float("-inf")
 
         async def by_user(user_ids: list[str]) -> Mapping[str, Access]:
-            return {access.user_id: access for access in await read(user_ids)}
+            try:
+                return {access.user_id: access for access in await read(user_ids)}
+            except (DatabaseUnavailable, asyncio.CancelledError):  # Cancelled: it took too long.
+                self._away_until = self._clock() + AWAY_S
+                raise
 
         self._gathering = Gathering(by_user, self._remember, name="principals", clock=clock)
 
@@ -52,9 +57,7 @@ class PrincipalCache:
         try:
             return await self._gathering.ask(user_id)
         except DatabaseUnavailable:
-            now = self._clock()
-            self._away_until = now + AWAY_S
-            if known is not None and now - known[0] < STALE_MAX_S:
+            if known is not None and self._clock() - known[0] < STALE_MAX_S:
                 return known[1]
             raise
 

@@ -22,7 +22,16 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.errors import Problem
-from api.middleware import BODY_LENGTH, HEADERS, POLICY, UNLIMITED_PATHS, Admission, no_room, request_id_of
+from api.middleware import (
+    BODY_LENGTH,
+    HEADERS,
+    POLICY,
+    UNLIMITED_PATHS,
+    URL_BYTES_MAX,
+    Admission,
+    no_room,
+    request_id_of,
+)
 
 ABORT: Final = "zapis.abort"
 """Where a scope has the function that ends its connection at once, whatever there is to be sent."""
@@ -48,7 +57,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Take the connection over."""
-        super().connection_made(cast(asyncio.Transport, _Gathering(transport, self.loop)))
+        super().connection_made(cast(asyncio.Transport, _Together(transport, self.loop)))
 
     def data_received(self, data: bytes) -> None:
         """Go on; a connection whose last request was turned away ends when nothing comes any more."""
@@ -127,8 +136,8 @@ class HttpProtocol(HttpToolsProtocol):
             self.loop.call_soon(_is_counted, admission)
 
     def _body_length(self, scope: Mapping[str, object]) -> int | None:
-        cycle = self.cycle
-        if cycle.scope is not scope or cycle.more_body:  # The newest may be another's, who sends without waiting.
+        cycle = self.cycle  # Of the newest request, or of none: there may be another that was sent without waiting.
+        if getattr(cycle, "scope", None) is not scope or cycle.more_body:
             return None
         return len(cycle.body)
 
@@ -155,6 +164,7 @@ class HttpProtocol(HttpToolsProtocol):
             getattr(self.cycle, "response_complete", True)
             and not self.flow.write_paused  # Who does not read what is answered is not answered for ever.
             and self.url.startswith(b"/")
+            and len(self.url) <= URL_BYTES_MAX  # Its refusal is kept.
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()
             and not self.parser.should_upgrade()
@@ -170,7 +180,7 @@ class HttpProtocol(HttpToolsProtocol):
         """
         self.transport.write(before_id + request_id_of(self.headers) + after_id)
         if self._resting is None:
-            cast(_Gathering, self.transport).send()
+            cast(_Together, self.transport).send()
 
 
 @lru_cache(REFUSALS_KEPT)
@@ -196,7 +206,7 @@ def _is_counted(admission: Admission) -> None:
     admission.begun -= 1
 
 
-class _Gathering:
+class _Together:
     """A transport that sends together what is written before the event loop goes on."""
 
     __slots__ = ("_loop", "_transport", "_written")

@@ -54,6 +54,7 @@ class StrictRequest(Request):
         if not hasattr(self, "_body"):
             pieces = []
             more = True
+            self._stream_consumed = True
             while more:
                 message = await self.receive()
                 if message["type"] == "http.disconnect":

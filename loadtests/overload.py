@@ -1,9 +1,9 @@
 """Whether too much load takes anything from those who are served: `python -m loadtests.overload`, or `make overload`.
 
 First the number of connections with the best throughput is looked for, then so many, twice and ten times as many take
-turns in asking for slots; compared are medians. Those who are turned away ask again at once. Some seconds after they
-have come, some people who ask now and then, and come back when they are told to, see how long it takes to be
-served, and to be turned away.
+turns in asking for slots; compared are medians. Those who are turned away ask again at once. Beginning 2.5 to
+4.5 s after they have come, some people who ask now and then, and come back when they are told to, see how long it takes
+to be served, and to be turned away.
 Exit code 1: the throughput fell by more than a tenth, a booking took over a second (99th percentile), a refusal over
 100 ms, or an answer was wrong.
 """
@@ -164,8 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=6, help="length of a step in the search [%(default)s]")
     parser.add_argument("--long", type=int, default=30, help="length of a step that is compared [%(default)s]")
     options = parser.parse_args(arguments)
-    if not (3 <= options.seconds <= 30 and 3 <= options.long <= 60):
-        parser.error("--seconds is from 3 to 30, --long from 3 to 60")
+    if not (6 <= options.seconds <= 30 and 6 <= options.long <= 60):
+        parser.error("--seconds is from 6 to 30, --long from 6 to 60")
     return run(overload(options.seconds, options.long))
 
 

@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from api.errors import UnreadableBody
-from api.middleware import BODY_LENGTH, ROOM_MIN, Admission, Admit, BodyLimit, Proxies
+from api.middleware import BODY_LENGTH, ROOM_MIN, Admission, Admit, BodyLimit, Proxies, leave_admission
 
 
 class Request:
@@ -116,6 +116,35 @@ async def test_there_is_room_for_what_is_answered_in_a_quarter_of_a_second() -> 
     admission.ended()
     assert admission.room == ROOM_MIN, "what was long ago says nothing"
     assert Admission(5, lambda _: None, Proxies()).room == 5
+
+
+async def test_what_was_answered_here_counts_as_answered() -> None:
+    """A feed that ends, and what was turned away while its body came, say nothing of how quickly answers are given."""
+    ended = []
+    admission = Admission(1, lambda _: None, Proxies(), clock=lambda: 0.0)
+    admission.ended = lambda: ended.append(True)  # type: ignore[method-assign]
+
+    async def feed(scope: Scope, _: Receive, __: Send) -> None:
+        leave_admission(scope)
+
+    await Request().through(Admit(feed, admission=admission))
+    assert not ended
+
+    refused = Request()
+    waiting = asyncio.create_task(refused.through(Admit(app, admission=admission)))
+    await asyncio.sleep(0)
+    admission.under_way = 1
+    refused.body.set()
+    with pytest.raises(UnreadableBody):
+        await waiting
+    admission.under_way = 0
+    assert not ended
+
+    answered = Request()
+    answered.body.set()
+    answered.end.set()
+    await answered.through(Admit(app, admission=admission))
+    assert ended == [True]
 
 
 @pytest.mark.parametrize(("length", "status"), [(10, 204), (11, 413)])

@@ -115,9 +115,15 @@ async def test_no_query_asks_for_too_many(table: Table, monkeypatch: pytest.Monk
     assert table.asked == [["a", "b"], ["c"]]
 
 
-async def test_closing_leaves_nobody_waiting(table: Table) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+async def test_closing_leaves_nobody_waiting(table: Table, begun: bool) -> None:
     asking = asyncio.create_task(table.gathering.ask("a"))
-    await table.is_asked()
+    if begun:
+        await table.is_asked()
+    else:
+        await asyncio.sleep(0)
+    assert len(table.asked) == begun
     await table.gathering.close()
-    with pytest.raises(DatabaseUnavailable):
-        await asking
+    for late in (asking, table.gathering.ask("b")):
+        with pytest.raises(DatabaseUnavailable):
+            await late

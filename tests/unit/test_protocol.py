@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 import api.middleware
 from api.errors import Problem
-from api.middleware import BODY_LENGTH, TURNED_AWAY_FOR_S, Admission, Proxies
+from api.middleware import BODY_LENGTH, COMING_BACK_MAX, TURNED_AWAY_FOR_S, URL_BYTES_MAX, Admission, Proxies
 from api.protocol import ADMISSION, HttpProtocol
 from cluster.serve import KEEP_ALIVE_S
 
@@ -123,6 +123,17 @@ async def test_the_refusal_is_a_problem_like_any_other() -> None:
     assert not connection.transport.closed
 
 
+async def test_a_refusal_is_of_its_path_and_of_how_long_to_wait() -> None:
+    admission = Admission(0, lambda _: None, NO_PROXIES)
+    for path, seconds in ((b"/v1/me", 2), (b"/v1/holds", 2), (b"/v1/me", 7)):
+        admission.resting = seconds * COMING_BACK_MAX
+        connection = Connection(admission=admission)
+        connection.protocol.data_received(b"GET " + path + b" HTTP/1.1\r\nHost: zapis\r\n\r\n")
+        assert b'"instance":"' + path + b'"' in connection.transport.written
+        assert b"retry-after: %d\r\n" % seconds in connection.transport.written
+        connection.protocol.connection_lost(None)
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -133,6 +144,7 @@ async def test_the_refusal_is_a_problem_like_any_other() -> None:
         b"GET /v1/me HTTP/1.0\r\nHost: zapis\r\n\r\n",
         b"GET /v1/me HTTP/1.1\r\nHost: zapis\r\nConnection: close\r\n\r\n",
         b"GET /v1/me HTTP/1.1\r\nHost: zapis\r\nOrigin: https://clinic.example\r\n\r\n",
+        b"GET /v1/me?" + b"x" * URL_BYTES_MAX + b" HTTP/1.1\r\nHost: zapis\r\n\r\n",
     ],
 )
 async def test_what_is_not_plain_takes_the_longer_way(request_: bytes) -> None:
@@ -323,4 +335,17 @@ async def test_a_copy_of_a_scope_is_not_taken_for_it() -> None:
 
     connection = Connection(admission=Admission(10, lambda _: None, NO_PROXIES), app=app)
     await connection.sends(POST + b"{}")
+    assert told == [None]
+
+
+async def test_nothing_is_known_of_a_body_when_the_connection_has_become_a_websocket() -> None:
+    told = []
+
+    async def app(scope: Scope, _: Receive, __: Send) -> None:
+        told.append(scope[BODY_LENGTH](scope))
+
+    connection = Connection(admission=Admission(10, lambda _: None, NO_PROXIES), app=app)
+    connection.protocol.data_received(GET)
+    connection.protocol.cycle = None  # type: ignore[assignment]  # as an upgrade in the same piece leaves it
+    await asyncio.sleep(0.01)
     assert told == [None]

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from api.dependencies import PageRequest, if_version, unchanged, version_tag, wants_async
 from api.errors import PROBLEMS, Problem, pointer_to, problem_of
 from api.fields import Email, Flag, Id, Instant, Login, Phone, Timezone, Whole, rfc3339
 from api.middleware import ClientAddress, Proxies, client_address
-from api.routing import Json
+from api.routing import Json, StrictRequest
 from api.scheduling.commands import keyed_command_id
 from persistence.sealed import Vault
 
@@ -220,3 +220,30 @@ def test_the_id_of_a_command_follows_from_its_user_and_key(user_id: str, key: st
     )
     assert keyed_command_id(user_id, key) == str(made)
     assert made.version == 7
+
+
+def body_of(*messages: dict[str, Any]) -> StrictRequest:
+    """A request whose body comes so."""
+    coming = iter(messages)
+
+    async def receive() -> dict[str, Any]:
+        return next(coming)
+
+    return StrictRequest({"type": "http", "headers": []}, receive)
+
+
+async def test_a_body_is_all_of_its_pieces() -> None:
+    request = body_of(
+        {"type": "http.request", "body": b"[1", "more_body": True},
+        {"type": "http.request", "more_body": True},
+        {"type": "http.request", "body": b",2]"},
+    )
+    assert await request.body() == b"[1,2]"
+    assert await request.json() == [1, 2]
+    assert await body_of({"type": "http.request"}).body() == b""
+
+
+async def test_a_body_that_will_not_come_is_no_body() -> None:
+    request = body_of({"type": "http.request", "body": b"[1", "more_body": True}, {"type": "http.disconnect"})
+    with pytest.raises(ClientDisconnect):
+        await request.body()
