@@ -215,7 +215,8 @@ class CalendarActor:
         try:
             decision = decide(calendar, entry.command, now, self._policy, facts)
         except Rejection as rejection:
-            decision = Decision(rejection=rejection)
+            # Its traceback leads to this frame, and this frame to it: only a garbage collection would free them.
+            decision = Decision(rejection=rejection.with_traceback(None))
         numbered = []
         effects = []
         for event in decision.events:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from dataclasses import replace
 
 import pytest
 
+from actors.errors import Rejection
 from actors.journal import Append, Conflict, JournalUnavailable, OutcomeUnknown, StaleEpoch, StoredAnswer
 from actors.messages import (
     AbortMove,
@@ -199,6 +201,20 @@ async def test_nothing_is_refused_before_the_epoch_is_checked() -> None:
     gate.open()
 
     assert await sending == [NOT_ACTIVE], "a stale activation cannot even say no"
+
+
+async def test_a_refusal_leaves_nothing_to_the_garbage_collector() -> None:
+    """Thousands of them would: then it stops the actor for a tenth of a second."""
+    house = await House().opened(HOUSE)
+    await house.send(book(HOUSE, 0, patient="boris"))
+    gc.collect()
+    gc.disable()
+    try:
+        replies = await house.send(*(book(HOUSE, 0, visit=str(number)) for number in range(50)))
+        assert codes(replies) == ["slot_taken"] * 50
+        assert not [each for each in gc.get_objects() if isinstance(each, Rejection)]
+    finally:
+        gc.enable()
 
 
 async def test_a_refusal_never_reveals_what_is_undone_after_it() -> None:
