@@ -305,7 +305,7 @@ class _Lane:
         self._queue.append((generation, command, future))
         if self._sender is None:
             self._start()
-        giving_up = loop.call_later(left_s, _give_up, future)  # A third of what asyncio.timeout would cost.
+        giving_up = loop.call_later(left_s, _give_up, future)  # asyncio.timeout costs more: one for each command.
         try:
             return await future
         finally:
