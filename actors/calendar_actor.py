@@ -464,6 +464,7 @@ class CalendarActor:
                 delay_s = min(delay_s * 2, self._limits.retry_delay_max_s)
             except NewerPlacement as newer:
                 self._generation = max(self._generation, newer.generation)
+                self._stalled = False
                 self._drop(doctor_ids, entries)
                 return
             else:

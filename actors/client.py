@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, Protocol
 
 import orjson
@@ -416,6 +417,7 @@ def decode_replies(replies: bytes) -> list[Reply]:
 
 CALENDAR_ACTORS: Final = ("calendars:", "calendar:")
 """How their names begin: see ``Placement``."""
+_ALL: Final = "all"
 JournalFactory = Callable[[], Journal]
 AnnouncerFactory = Callable[[], Announcer]
 DRAIN_GRACE_S = 2.0
@@ -484,13 +486,14 @@ class RayCalendarActors:
         self._arguments = (make_journal, make_announcer, policy, limits, set_up_logs)
         self._cpus = cpus
         self._refs: dict[str, _RayRef] = {}
+        self._look_ups = detached.LookUps()
 
     async def get(self, name: str) -> CalendarActorRef:
         """See ``CalendarActors``."""
         ref = self._refs.get(name)
         if ref is None:
             try:
-                handle = await asyncio.to_thread(self._get_or_start, name)
+                handle = await self._look_ups.find(name, partial(self._get_or_start, name))
             except (RayError, ValueError, ConnectionError) as failure:
                 raise ActorLost(str(failure)) from failure
             ref = self._refs[name] = _RayRef(handle)
@@ -503,14 +506,14 @@ class RayCalendarActors:
     async def running(self) -> dict[str, CalendarActorRef]:
         """See ``CalendarActors``."""
         try:
-            handles = await asyncio.to_thread(self._running)
+            handles = await self._look_ups.find(_ALL, self._running)
         except (RayError, ConnectionError) as failure:
             raise ActorLost(str(failure)) from failure
         return {name: _RayRef(handle) for name, handle in handles.items()}
 
     async def drain(self, timeout_s: float) -> None:
         """Have every calendar actor commit what it has decided, then end it."""
-        handles = await asyncio.to_thread(self._running)
+        handles = await self._look_ups.find(_ALL, self._running)
         results: list[object] = await asyncio.gather(
             *(_drain(handle, timeout_s) for handle in handles.values()), return_exceptions=True
         )

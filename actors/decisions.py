@@ -17,6 +17,7 @@ from actors.calendar import Calendar, appointment_plain, moved_to
 from actors.errors import (
     AlreadyArrived,
     HoldExpiredRejection,
+    IdempotencyKeyReused,
     NotFound,
     NotLive,
     PatientOverlap,
@@ -159,7 +160,7 @@ def decide(calendar: Calendar, command: Command, now: datetime, policy: Policy, 
                 events = (SlotCancelled(slot_id=cancelled.id, displaced=_newly_displaced(calendar, (cancelled,))),)
             return Decision(events=events, answer={"slot": _slot_plain(cancelled, status="cancelled")})
         case messages.ReserveForMove():
-            return _reserve_for_move(calendar, command, now, policy)
+            return _reserve_for_move(calendar, command, now, policy, facts)
         case messages.MoveOut():
             return _move_out(calendar, command, now, policy, facts)
         case messages.AbortMove():
@@ -214,8 +215,7 @@ def _hold_slot(calendar: Calendar, command: messages.HoldSlot, now: datetime, po
 def _book(
     calendar: Calendar, command: messages.BookAppointment, now: datetime, policy: Policy, facts: Facts
 ) -> Decision:
-    if command.patient_id in facts.erased:
-        raise NotFound("There is no such patient.")
+    _check_not_erased(command.patient_id, facts)
     override = command.override is not None
     slot = _offered(calendar, command.slot_id, now, policy, override=override)
     ended = _take(calendar, slot, command.requester.user_id, command.hold_id, now)
@@ -236,6 +236,7 @@ def _reschedule(
 ) -> Decision:
     override = command.override is not None
     appointment = _waiting(calendar, command.appointment_id, command.if_version)
+    _check_not_erased(appointment.patient_id, facts)
     displaced = appointment.id in calendar.displaced
     slot = _offered(calendar, command.slot_id, now, policy, override=override)
     ended = _take(calendar, slot, command.requester.user_id, command.hold_id, now)
@@ -325,10 +326,14 @@ def _remove_closure(calendar: Calendar, command: messages.RemoveClosure, now: da
     return Decision(events=(event,), answer={"opened": len(opened)})
 
 
-def _reserve_for_move(calendar: Calendar, command: messages.ReserveForMove, now: datetime, policy: Policy) -> Decision:
+def _reserve_for_move(
+    calendar: Calendar, command: messages.ReserveForMove, now: datetime, policy: Policy, facts: Facts
+) -> Decision:
     reservation = calendar.reservations.get(command.move_id)
     if reservation is not None:
         return Decision(answer={"slot": _slot_plain(calendar.slots[reservation.slot_id])})
+    if facts.moves.get(command.move_id) == "done":  # So long ago that its answer is not stored any more.
+        raise IdempotencyKeyReused
     slot = _offered(calendar, command.slot_id, now, policy, override=command.override is not None)
     ended = _take(calendar, slot, command.requester.user_id, command.hold_id, now)
     _check_nobody_there(calendar, slot, None)
@@ -356,6 +361,7 @@ def _move_out(calendar: Calendar, command: messages.MoveOut, now: datetime, poli
         raise SlotTaken("The slot is no longer kept for this move.")
     try:
         appointment = _waiting(calendar, command.appointment_id, command.if_version)
+        _check_not_erased(appointment.patient_id, facts)
         displaced = appointment.id in calendar.displaced
         override = command.override is not None or displaced
         policy.check_move(appointment.start, appointment.moves, now, override=override)
@@ -388,6 +394,11 @@ def _finish_move(calendar: Calendar, command: messages.FinishMove, now: datetime
         events=(AppointmentMovedIn(move_id=command.move_id, appointment=appointment, displaced=displaced),),
         appointment_id=appointment.id,
     )
+
+
+def _check_not_erased(patient_id: str, facts: Facts) -> None:
+    if patient_id in facts.erased:
+        raise NotFound("There is no such patient.")
 
 
 def _known_slot(calendar: Calendar, slot_id: str) -> Slot:

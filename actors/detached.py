@@ -1,14 +1,46 @@
 """Named, detached Ray actors of one namespace: started where they are missing, started again where they die.
 
-These calls wait for as long as Ray's GCS is away and cannot be given up: they belong into threads.
+These calls wait for as long as Ray's GCS is away and cannot be given up: they belong into ``LookUps``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
 
 import ray
 from ray.actor import ActorHandle
+
+THREADS_MAX: Final = 4
+
+Found = TypeVar("Found")
+
+
+class LookUps:
+    """Calls into Ray in threads of their own: however long they wait there, everybody else's threads stay free."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="ray-look-up")
+        self._under_way: dict[str, asyncio.Future[Any]] = {}
+
+    async def find(self, what: str, look: Callable[[], Found]) -> Found:
+        """What ``look`` finds: one look at a time for each ``what``, for all who ask meanwhile and whoever gives up.
+
+        Raises:
+            RayError, ValueError, ConnectionError: as ``look`` does.
+        """
+        looking: asyncio.Future[Found] | None = self._under_way.get(what)
+        if looking is None:
+            looking = self._under_way[what] = asyncio.get_running_loop().run_in_executor(self._threads, look)
+            looking.add_done_callback(lambda ended: self._ended(what, ended))
+        return await asyncio.shield(looking)
+
+    def _ended(self, what: str, ended: asyncio.Future[Any]) -> None:
+        del self._under_way[what]
+        if not ended.cancelled():
+            ended.exception()  # Perhaps nobody waits for it any more.
 
 
 def get_or_start(

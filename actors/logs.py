@@ -25,8 +25,11 @@ WITHHELD = frozenset(
         "token",
     }
 )
-QUIET = ("asyncio", "ray", "sqlalchemy", "alembic", "urllib3", "uvicorn")
-"""Loggers of libraries that say at level info what nobody asked for."""
+OURS = "zapis"
+"""The one logger of this project. Libraries have theirs: what they say below a warning nobody asked for, and it names
+whom it is about, as the addresses of requests do."""
+LOUD = ("ray",)
+"""Loggers of libraries that have a level of their own."""
 
 
 def configure_logging(level: str, log_format: str) -> None:
@@ -43,7 +46,7 @@ def configure_logging(level: str, log_format: str) -> None:
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        logger_factory=lambda *_: logging.getLogger(OURS),
         cache_logger_on_first_use=True,
     )
     render: list[Processor]
@@ -61,9 +64,10 @@ def configure_logging(level: str, log_format: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for name in QUIET:
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    ours = logging.getLogger(OURS)
+    ours.setLevel(level.upper())
+    for logger in (root, *map(logging.getLogger, LOUD)):
+        logger.setLevel(max(logging.WARNING, ours.level))
 
 
 def _withhold(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -19,6 +19,7 @@ from actors.messages import (
     MoveRefused,
     MoveReserved,
     ReservationReleased,
+    ReserveForMove,
     SlotHeld,
 )
 
@@ -86,7 +87,7 @@ def facts_wanted(entries: Iterable[Entry], active: Mapping[str, Activation]) -> 
                 patients.add(command.patient_id)
             case HoldSlot():
                 users.add(command.requester.user_id)
-            case MoveOut() | AbortMove() | FinishMove():
+            case ReserveForMove() | MoveOut() | AbortMove() | FinishMove():
                 moves.add(command.move_id)
             case _:
                 pass

@@ -47,6 +47,15 @@ from cluster.settings import Settings, read_settings
 from persistence.change_log import ChangeLog
 from persistence.search_store import SearchStore
 
+ALLOWED_HEADERS: Final = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Match",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+)
 EXPOSED_HEADERS: Final = ("ETag", "Location", "Retry-After", "X-As-Of", "X-Request-ID")
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     ical.before_appointments,
@@ -145,7 +154,7 @@ def create_app(settings: Settings | None = None, *, warm_up: bool = True) -> Fas
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Prefer"],
+            allow_headers=ALLOWED_HEADERS,
             expose_headers=EXPOSED_HEADERS,
             max_age=600,
         )

@@ -32,7 +32,7 @@ from api.middleware import client_address
 from cluster.bootstrap import Services
 from persistence.sealed import DataKey, Vault, patient_owner, user_owner
 
-CURSOR_LENGTH_MAX: Final = 512
+CURSOR_LENGTH_MAX: Final = 1024
 CURSOR_TAG_BYTES: Final = 16
 KEY_LENGTH_MAX: Final = 128
 KEY_PATTERN: Final = r"^[\x21-\x7e]+$"

@@ -146,6 +146,11 @@ class UnreadableBody(HTTPException):
         self.problem = problem
 
 
+def broken_off() -> Problem:
+    """Nobody is there any more to read it; the logs tell it from a failure of ours."""
+    return Problem("bad_request", "The connection ended before the body did.")
+
+
 def title(code: str) -> str:
     """A short name of the problem that stays the same."""
     return code.replace("_", " ").capitalize()

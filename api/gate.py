@@ -18,6 +18,7 @@ from persistence.unit_of_work import UnitOfWork
 
 ATTEMPT_SHARE: Final = 10
 MINUTE_S: Final = 60
+DAY_S: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,8 @@ class Gate:
     """Of one address."""
     codes: Limit
     """Of one address: attempts to use a code, or to have one sent."""
+    codes_sent: Limit
+    """To one e-mail address or phone number, for one purpose."""
     login_failures: Limit
     """Of one account: wrong passwords."""
 
@@ -67,6 +70,7 @@ async def open_gate(
         logins=Limit(name="logins", count=attempts, window_s=MINUTE_S),
         registrations=Limit(name="registrations", count=attempts, window_s=MINUTE_S),
         codes=Limit(name="codes", count=attempts, window_s=MINUTE_S),
+        codes_sent=Limit(name="codes_sent", count=settings.codes_a_day_max, window_s=DAY_S),
         login_failures=Limit(
             name="login_failures", count=settings.login_failures_max, window_s=settings.login_failures_window_s
         ),

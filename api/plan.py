@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from fastapi.params import Param
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from api.errors import Problem
+from api.errors import broken_off
 
 _ABSENT: Final = object()
 Errors = list[dict[str, Any]]
@@ -88,8 +88,11 @@ class Plan:
             right_so_far = len(errors)
             for parameter in step.path:
                 parameter.read(request.path_params[parameter.alias], values, errors)
-            _read_all(step.query, request, "query_params", values, errors)
-            _read_all(step.headers, request, "headers", values, errors)
+            for parameter in step.query:
+                parameter.read(request.query_params.get(parameter.alias, _ABSENT), values, errors)
+            for parameter in step.headers:  # Several lines of one name are one list (RFC 9110, 5.3).
+                lines = request.headers.getlist(parameter.alias)
+                parameter.read(", ".join(lines) if lines else _ABSENT, values, errors)
             if step.body is not None:
                 step.body.read(body, values, errors)
             if step.request_name is not None:
@@ -143,22 +146,13 @@ _HEADERS_ONLY: Final = Response()
 """Stands for the response of a route that sets no headers of its own; never changed, never sent."""
 
 
-def _read_all(
-    parameters: tuple[_Parameter, ...], request: Request, where: str, values: dict[str, Any], errors: Errors
-) -> None:
-    if parameters:
-        received: Mapping[str, str] = getattr(request, where)
-        for parameter in parameters:
-            parameter.read(received.get(parameter.alias, _ABSENT), values, errors)
-
-
 async def _body(request: Request) -> Any:
     try:
         return await request.json() if await request.body() else _ABSENT
     except json.JSONDecodeError as error:
         raise RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": error.msg}]) from None
     except ClientDisconnect:
-        raise Problem("bad_request", "The connection ended before the body did.") from None
+        raise broken_off() from None
 
 
 def _parameter(field: ModelField) -> _Parameter:

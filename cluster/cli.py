@@ -178,7 +178,7 @@ def show_settings() -> None:
     default_width = max(len(default) for _, default, _ in rows)
     for name, default, meaning in rows:
         typer.echo(f"{name:{width}}  {default:{default_width}}  {meaning}")
-    typer.echo("\n0 in any limit: none.")
+    typer.echo("\n0 in any limit: none. What a process has room for is at least 1.")
 
 
 def main() -> None:

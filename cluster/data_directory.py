@@ -18,12 +18,13 @@ import secrets
 import socket
 import string
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.settings import OperatorError
+from cluster.settings import OperatorError, reason_of
 from persistence.sealed import KEY_BYTES
 
 LOG_BYTES_MAX = 10 << 20
@@ -64,15 +65,16 @@ class DataDirectory:
             self.path = self.path.resolve()
             (self.path / "log").mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
-            raise DataDirectoryError(f"the data directory {path}: {(error.strerror or str(error)).lower()}") from None
+            raise DataDirectoryError(f"the data directory {path}: {reason_of(error)}") from None
 
     def lock(self) -> None:
         """Take the directory for this process until ``unlock`` or its end.
 
         Raises:
-            DataDirectoryError: another process has it.
+            DataDirectoryError: another process has it, or it is another user's.
         """
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._writing("lock") as path:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         for attempt in range(LOCK_ATTEMPTS):  # `read_runtime` holds it for an instant, so once is not enough
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,9 +85,10 @@ class DataDirectory:
                     os.close(descriptor)
                     raise DataDirectoryError(f"the data directory {self.path} is in use by process {holder}") from None
                 time.sleep(0.05)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
+        with self._writing("lock"):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def unlock(self) -> None:
         """Let the directory go."""
@@ -115,9 +118,9 @@ class DataDirectory:
 
     def master_key_file(self) -> Path:
         """The file with the master key; made on first use, never replaced."""
-        path = self.path / "master.key"
-        if not path.exists():
-            write_private(path, base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode() + "\n")
+        with self._writing("master.key") as path:
+            if not path.exists():
+                write_private(path, base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode() + "\n")
         return path
 
     def port(self, name: str) -> int:
@@ -160,7 +163,16 @@ class DataDirectory:
         return content
 
     def _write(self, name: str, content: Mapping[str, object]) -> None:
-        write_private(self.path / name, json.dumps(content, indent=1) + "\n")
+        with self._writing(name) as path:
+            write_private(path, json.dumps(content, indent=1) + "\n")
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        path = self.path / name
+        try:
+            yield path
+        except OSError as error:
+            raise DataDirectoryError(f"{path} cannot be written: {reason_of(error)}") from None
 
 
 def read_runtime(data_dir: Path) -> Runtime | None:

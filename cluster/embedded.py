@@ -26,7 +26,7 @@ import psycopg
 from psycopg import sql
 
 from cluster.data_directory import LOOPBACK, DataDirectory, is_port_free, write_private
-from cluster.processes import POLL_S, Child, Program, StartFailed, end_left_over, left_over
+from cluster.processes import POLL_S, Child, Program, StartFailed, end_left_over, left_over, starting
 from cluster.unprivileged import can_run, copy_for_all, give_away, own_directory
 
 START_ATTEMPTS = 3
@@ -62,8 +62,9 @@ class Server(ABC):
         Raises:
             StartFailed: it ended, or did not answer within ``deadline_s``; nothing of it is left.
         """
-        program = self._program()
-        self._child = Child(program)
+        with starting(self.title):
+            program = self._program()
+            self._child = Child(program)
         give_up_at = time.monotonic() + deadline_s
         try:
             while not await self._answers():
@@ -129,7 +130,8 @@ class EmbeddedServer(Server):
         Raises:
             StartFailed: as ``restart`` does.
         """
-        await self._prepare()
+        with starting(self.title):
+            await self._prepare()
         for attempt in range(START_ATTEMPTS):
             self.port = self.data.port(self.name)
             try:

@@ -8,15 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import psutil
 
-from cluster.settings import OperatorError
+from cluster.settings import OperatorError, reason_of
 
 UNPRIVILEGED = 65534
 """The user (nobody) and group that servers get when zapis is started by root."""
@@ -40,6 +40,16 @@ INHERITED = (
 
 class StartFailed(OperatorError):
     """A server cannot be started; the message says why."""
+
+
+@contextmanager
+def starting(title: str) -> Iterator[None]:
+    """What the operating system does not allow in the block (a full disk, no room for a process) is ``StartFailed``."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise StartFailed(f"{title} cannot be started: {reason_of(error)}{where}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +139,7 @@ def left_over(owner: Path, name: str = "") -> list[psutil.Process]:
     """The processes of a data directory (of one child and its tree, with a ``name``), whoever their parent is now.
 
     They are known by their inherited environment, and PostgreSQL's, which writes over its own, by the directory they
-    run in.
+    run in: that of the cluster.
     """
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
@@ -162,7 +172,11 @@ def _belongs(process: psutil.Process, owner: Path, name: str) -> bool:
     value = process.environ().get(MARK, "")
     if value == mark(owner, name) if name else value.startswith(mark(owner, "")):
         return True
-    return name in ("", "postgres") and process.name() == "postgres" and Path(process.cwd()).is_relative_to(owner)
+    return (
+        name in ("", "postgres")
+        and process.name() == "postgres"
+        and Path(process.cwd()).is_relative_to(owner / "postgres")
+    )
 
 
 def _send(process: psutil.Process, number: signal.Signals | None = None) -> None:

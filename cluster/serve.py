@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from cluster.settings import OperatorError, Settings, SettingsError, variable
+from cluster.settings import OperatorError, Settings, SettingsError, reason_of, variable
 
 APPLICATION = "api.app:create_app"
 PROTOCOL = "api.protocol:HttpProtocol"
@@ -37,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
-        raise SettingsError(f"{variable('host')}: {host}: {(error.strerror or str(error)).lower()}") from None
+        raise SettingsError(f"{variable('host')}: {host}: {reason_of(error)}") from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -45,7 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise PortTaken(f"cannot serve on {authority(host, port)}: {(error.strerror or str(error)).lower()}") from None
+        raise PortTaken(f"cannot serve on {authority(host, port)}: {reason_of(error)}") from None
     return listener
 
 

@@ -34,6 +34,11 @@ class OperatorError(Exception):
     exit_code = 1
 
 
+def reason_of(error: OSError) -> str:
+    """What the operating system says is wrong, as it stands in such a line."""
+    return (error.strerror or str(error)).lower()
+
+
 class SettingsError(OperatorError):
     """A setting that is wrong, missing or unknown; the message names its variable."""
 
@@ -114,13 +119,15 @@ class Settings(BaseSettings):
     password_queue_max: int = Field(64, ge=1, description="passwords waiting to be hashed, past it 503")
     login_failures_max: int = Field(10, ge=0, description="wrong passwords for one login in LOGIN_FAILURES_WINDOW_S")
     login_failures_window_s: int = Field(900, ge=1, description="see LOGIN_FAILURES_MAX")
-    sessions_max: int = Field(50, ge=1, description="logins one user may have at once; the oldest end")
+    sessions_max: int = Field(50, ge=0, description="logins one user may have at once; the oldest end")
     link_ttl_s: int = Field(3600, ge=1, description="how long an e-mailed code to verify or reset is good")
     phone_code_ttl_s: int = Field(600, ge=1, description="how long a code sent to a phone is good")
     phone_code_attempts_max: int = Field(5, ge=1, le=100, description="attempts at one code sent to a phone")
     code_interval_s: int = Field(60, ge=0, description="the least time between two codes for one user and purpose")
-    codes_a_day_max: int = Field(10, ge=1, description="codes for one user and purpose in 24 hours")
-    own_patients_max: int = Field(10, ge=1, description="patients one user may book for")
+    codes_a_day_max: int = Field(
+        10, ge=0, description="codes for one user, and to one address, for one purpose in 24 hours"
+    )
+    own_patients_max: int = Field(10, ge=0, description="patients one user may book for")
 
     # The policy.
     hold_ttl_s: int = Field(300, ge=1, description="how long a hold lasts")
@@ -145,7 +152,7 @@ class Settings(BaseSettings):
         2000, ge=1, description="requests under way at once in one API process, fewer if they take long; past it 503"
     )
     feed_connections_max: int = Field(12_000, ge=1, description="feeds open at once in one API process")
-    feed_connections_per_user_max: int = Field(20, ge=1, description="feeds one user may have open in one API process")
+    feed_connections_per_user_max: int = Field(20, ge=0, description="feeds one user may have open in one API process")
     body_bytes_max: int = Field(1 << 20, ge=1024, description="the largest request body")
     request_deadline_s: float = Field(10.0, gt=0, description="how long a request may take before it is given up")
     commit_timeout_s: float = Field(2.0, gt=0, description="how long a command waits for its commit before 202 pending")
@@ -229,7 +236,19 @@ class Settings(BaseSettings):
     @field_validator("public_url")
     @classmethod
     def _is_web_address(cls, url: str | None) -> str | None:
-        return _checked_url(url, ("https", "http"))
+        checked = _checked_url(url, ("https", "http"))
+        if checked is None or checked.isascii():
+            return checked
+        parts = urlsplit(checked)
+        try:
+            host = (parts.hostname or "").encode("idna").decode()
+        except UnicodeError:
+            raise ValueError("should name a host that there can be") from None
+        # Links stand in headers of mails, where a host is written so.
+        written = parts._replace(netloc=host if parts.port is None else f"{host}:{parts.port}").geturl()
+        if not written.isascii():
+            raise ValueError("should have letters that are not ASCII in its host only")
+        return written
 
     @field_validator("mailbox_dir")
     @classmethod

@@ -72,6 +72,7 @@ def up(settings: Settings) -> None:
     data = DataDirectory(settings.data_dir)
     data.lock()
     try:
+        data.forget_runtime()  # Nobody is to be sent to where one that was killed has been.
         with listen(settings.host, settings.port) as listener:
             asyncio.run(_Up(settings, data, listener).run())
     finally:
@@ -215,7 +216,7 @@ class _Up:
             gone_at = time.monotonic()
             try:
                 await server.restart(self.settings.start_timeout_s)
-            except StartFailed as failure:
+            except OperatorError as failure:
                 log.error("server_not_restarted", server=server.name, failure=str(failure))
                 continue
             log.info("server_restarted", server=server.name)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import ray
 import structlog
@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from actors import detached
 from actors.client import freeze_heap
+from actors.detached import Found
 from actors.logs import configure_logging
 from notifier.clock import DatabaseClock
 from notifier.email import EmailSender, MailServer
@@ -41,6 +42,7 @@ from persistence.sealed import Vault, decode_key
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 
 NAME: Final = "notifier:"
+_ALL: Final = "all"
 POOL: Final = 4
 CPUS: Final = 0.05
 """Of a node, as Ray counts them: an actor that takes nothing makes its node look idle to the autoscaler."""
@@ -51,8 +53,6 @@ DECIDES_FOR_S: Final = 10.0
 """Who has not asked for so long has gone, and the one who was started before it decides again."""
 
 log = structlog.get_logger()
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +187,7 @@ class RayNotifiers:
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._handles: dict[str, ActorHandle[Any]] = {}
-        self._looking: dict[str, asyncio.Future[Any]] = {}
+        self._look_ups = detached.LookUps()
 
     async def run(self, config: NotifierConfig, *, actors: int, since: datetime) -> Mapping[str, Mapping[str, Any]]:
         """Have so many work for each channel that has a provider, and no others; the figures of those that answer.
@@ -205,12 +205,12 @@ class RayNotifiers:
 
     async def status(self) -> Mapping[str, Mapping[str, Any]]:
         """The figures of all that there are, by name; whoever does not answer is left out."""
-        handles = await asyncio.to_thread(detached.running, self._namespace, (NAME,))
+        handles = await self._look_ups.find(_ALL, partial(detached.running, self._namespace, (NAME,)))
         return await _answers({name: _ask(name, handle.status) for name, handle in handles.items()})
 
     async def stop(self) -> None:
         """End all that there are, in order."""
-        await _stop(await asyncio.to_thread(detached.running, self._namespace, (NAME,)))
+        await _stop(await self._look_ups.find(_ALL, partial(detached.running, self._namespace, (NAME,))))
 
     async def _run(self, name: str, config: NotifierConfig, since: datetime) -> Mapping[str, Any] | None:
         handle = self._handles.get(name)
@@ -229,19 +229,14 @@ class RayNotifiers:
 
     async def _there(self) -> Mapping[str, ActorHandle[Any]]:
         """Those that there are; while Ray does not say, those that were found before."""
-        found = await self._look("all", partial(detached.running, self._namespace, (NAME,)))
+        found = await self._look(_ALL, partial(detached.running, self._namespace, (NAME,)))
         return dict(self._handles) if found is None else found
 
     async def _look(self, what: str, look: Callable[[], Found]) -> Found | None:
-        """What is found, if in time. In one thread at a time, however long Ray takes: others need threads, too."""
-        looking = self._looking.get(what)
-        if looking is None or looking.done():
-            looking = self._looking[what] = asyncio.ensure_future(asyncio.to_thread(look))
-            looking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # Perhaps nobody waits.
+        """What is found, if in time."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                found: Found = await asyncio.shield(looking)
-                return found
+                return await self._look_ups.find(what, look)
         except (RayError, ValueError, ConnectionError, RuntimeError, TimeoutError) as failure:
             log.warning("notifier_not_found", actor=what, reason=type(failure).__name__)
             return None

@@ -16,7 +16,7 @@ from api.fields import checked_login
 from cluster.settings import Settings, SettingsError, read_settings, variable
 from persistence.database import open_database
 from persistence.repositories.users import LoginTaken
-from persistence.sealed import Vault
+from persistence.sealed import Unreadable, Vault
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
 
 
@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"{variable('admin_password')}: {reasons}\n")
     except LoginTaken:
         sys.stderr.write(f"the login {arguments[0]} is taken\n")
+    except Unreadable:
+        sys.stderr.write(f"{variable('master_key')}: the keys of this database were sealed under another one\n")
     except DatabaseUnavailable:
         sys.stderr.write(f"{variable('database_url')}: the database is unavailable\n")
     else:
@@ -47,7 +49,7 @@ async def make(settings: Settings, wanted: str) -> str:
 
     Raises:
         SettingsError: a setting is missing. ValueError: not a login. Problem: not a good password.
-        LoginTaken, DatabaseUnavailable
+        Unreadable: not the master key of this database. LoginTaken, DatabaseUnavailable
     """
     settings.require("database_url", "admin_password")
     login = checked_login(wanted)
@@ -56,6 +58,7 @@ async def make(settings: Settings, wanted: str) -> str:
     try:
         password_hash = await hash_new_password(passwords, settings.admin_password or "", login=login)
         async with UnitOfWork(database, Vault(settings.master_key_bytes())) as work:
+            await work.signing_keys.all()  # Under another master key they cannot be read, nor could the new account be.
             await create_admin(work, login, password_hash)
     finally:
         passwords.close()

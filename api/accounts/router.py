@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl
 
 from fastapi import Query, Request, Response
+from starlette.requests import ClientDisconnect
 
 from api.accounts import schemas, service, sessions, verification
 from api.dependencies import (
@@ -21,7 +22,7 @@ from api.dependencies import (
     problems,
     tagged,
 )
-from api.errors import Problem, invalid, problem_of
+from api.errors import Problem, UnreadableBody, broken_off, invalid, problem_of
 from api.routing import FORM, Json, check_content_type
 from api.routing import router as make_router
 from persistence.unit_of_work import DatabaseUnavailable
@@ -96,9 +97,9 @@ async def issue_token(request: Request, services: TheServices, gate: TheGate) ->
                 problem = invalid("/grant_type", "This should be password or refresh_token.")
                 problem.members["error"] = "unsupported_grant_type"
                 raise problem
-    except (Problem, DatabaseUnavailable) as error:
+    except (Problem, UnreadableBody, DatabaseUnavailable) as error:
         refusal = problem_of(error)
-        assert refusal is not None, "both are problems"
+        assert refusal is not None, "all are problems"
         refusal.members.setdefault("error", _rfc6749_error(refusal.status))
         raise refusal from error
     return Json(
@@ -239,6 +240,8 @@ async def _form(request: Request) -> dict[str, str]:
         )
     except ValueError:
         raise invalid("", "This is not a form.") from None
+    except ClientDisconnect:
+        raise broken_off() from None
     form = dict(pairs)
     if len(form) < len(pairs):
         raise invalid("", "A field is given twice.")

@@ -104,8 +104,8 @@ async def register(services: Services, gate: Gate, new: schemas.Registration, *,
             locale=new.locale,
             timezone=new.timezone,
         )
-        await send_code(work, services.settings, user, Purpose.EMAIL)
-        await send_code(work, services.settings, user, Purpose.PHONE)
+        await send_code(work, services, gate, user, Purpose.EMAIL)
+        await send_code(work, services, gate, user, Purpose.PHONE)
     return user
 
 
@@ -129,14 +129,16 @@ async def change_profile(services: Services, gate: Gate, principal: Principal, c
     """
     if change.name is not None and principal.role is Role.DOCTOR:
         raise Problem("forbidden", "A doctor's name is changed by an administrator.")
-    password_hash = None
+    known_hash = password_hash = None
     if change.password is not None or change.current_password is not None:
-        password_hash = await _hash_changed_password(services, gate, principal.user_id, change)
+        known_hash, password_hash = await _hash_changed_password(services, gate, principal.user_id, change)
     now = datetime.now(UTC)
     async with services.unit_of_work() as work:
         user = await work.users.get(principal.user_id, lock=True)
         if user is None:
             raise Problem("unauthenticated")
+        if known_hash is not None and user.password_hash != known_hash:  # It was set anew while it was looked at.
+            raise _not_the_password()
         changed = replace(
             user,
             name=change.name or user.name,
@@ -157,9 +159,9 @@ async def change_profile(services: Services, gate: Gate, principal: Principal, c
             await _follow(work, user.patient_id, changed)
         if new_email:
             await work.codes.void(user.id, Purpose.PASSWORD, now=now)
-            await change_code(work, services.settings, changed, Purpose.EMAIL)
+            await change_code(work, services, gate, changed, Purpose.EMAIL)
         if new_phone:
-            await change_code(work, services.settings, changed, Purpose.PHONE)
+            await change_code(work, services, gate, changed, Purpose.PHONE)
         if password_hash is not None:
             await work.users.set_password(user.id, password_hash)
             await end_sessions(work, user.id, but_family=principal.session_id)
@@ -220,7 +222,7 @@ async def add_patient(services: Services, gate: Gate, user_id: str, new: schemas
     async with services.unit_of_work() as work:
         if await work.users.get(user_id, lock=True) is None:
             raise Problem("unauthenticated")
-        if len(await work.patients.of_user(user_id)) >= services.settings.own_patients_max:
+        if 0 < services.settings.own_patients_max <= len(await work.patients.of_user(user_id)):
             raise Problem("limit_reached", "There are as many patients as one user may book for.")
         await work.patients.add(patient, now=datetime.now(UTC))
         await work.patients.link(user_id, patient.id, new.relation)
@@ -253,7 +255,10 @@ async def find_patients(
     return shown, page.next_cursor("patients", [shown[-1].id]) if len(found) > page.limit else None
 
 
-async def _hash_changed_password(services: Services, gate: Gate, user_id: str, change: schemas.ProfileChange) -> str:
+async def _hash_changed_password(
+    services: Services, gate: Gate, user_id: str, change: schemas.ProfileChange
+) -> tuple[str, str]:
+    """The hash of the password that was given as the current one, and that of the new one."""
     if change.password is None:
         raise invalid("/password", "This should be the new password.")
     if change.current_password is None:
@@ -263,9 +268,13 @@ async def _hash_changed_password(services: Services, gate: Gate, user_id: str, c
         await check_password(services, gate, user.login, user.password_hash, change.current_password)
     except Problem as problem:
         if problem.code == "unauthenticated":
-            raise invalid("/current_password", "This is not the current password.") from None
+            raise _not_the_password() from None
         raise
-    return await hash_new_password(gate.passwords, change.password, login=user.login)
+    return user.password_hash, await hash_new_password(gate.passwords, change.password, login=user.login)
+
+
+def _not_the_password() -> Problem:
+    return invalid("/current_password", "This is not the current password.")
 
 
 async def _user(work: UnitOfWork, user_id: str) -> User:

@@ -81,7 +81,9 @@ async def resend(services: Services, gate: Gate, user_id: str, channel: schemas.
             wait_s = await _code_wait_s(work, services.settings, user.id, purpose)
             if wait_s:
                 raise Problem("rate_limited", "A code was sent a short while ago.", retry_after_s=wait_s)
-            await send_code(work, services.settings, user, purpose)
+            wait_s = await send_code(work, services, gate, user, purpose)
+            if wait_s:
+                raise Problem("rate_limited", "Too many codes were sent to this address.", retry_after_s=wait_s)
 
 
 async def forgot(services: Services, gate: Gate, asked: schemas.Forgotten, *, address: str) -> None:
@@ -103,7 +105,7 @@ async def forgot(services: Services, gate: Gate, asked: schemas.Forgotten, *, ad
         if user is not None and user.email_verified and user.disabled_at is None:
             user = await work.users.get(user.id, lock=True)
             if user is not None and not await _code_wait_s(work, services.settings, user.id, Purpose.PASSWORD):
-                await send_code(work, services.settings, user, Purpose.PASSWORD)
+                await send_code(work, services, gate, user, Purpose.PASSWORD)
     await asyncio.sleep(answer_at - loop.time())
 
 
@@ -128,8 +130,17 @@ async def reset_password(services: Services, gate: Gate, reset: schemas.Reset, *
     gate.principals.forget(user.id)
 
 
-async def send_code(work: UnitOfWork, settings: Settings, user: User, purpose: Purpose) -> None:
+async def send_code(work: UnitOfWork, services: Services, gate: Gate, user: User, purpose: Purpose) -> float:
+    """Send a code, unless as many as may be were sent to that address, for whichever accounts: nobody is to be flooded.
+
+    Returns how many seconds later one may be sent again; 0: it is on its way.
+    """
     short = purpose is Purpose.PHONE
+    address = user.phone if short else user.email
+    wait_s = gate.limits.take(gate.codes_sent, services.vault.index("code_address", f"{purpose}:{address}").hex())
+    if wait_s:
+        return wait_s
+    settings = services.settings
     await work.codes.issue(
         user.id,
         purpose,
@@ -140,14 +151,15 @@ async def send_code(work: UnitOfWork, settings: Settings, user: User, purpose: P
         ttl=timedelta(seconds=settings.phone_code_ttl_s if short else settings.link_ttl_s),
         kept=DAY,
     )
+    return 0
 
 
-async def change_code(work: UnitOfWork, settings: Settings, user: User, purpose: Purpose) -> None:
+async def change_code(work: UnitOfWork, services: Services, gate: Gate, user: User, purpose: Purpose) -> None:
     """Void the codes for the address before, and send one to the new one if it is not too soon for that."""
-    if await _code_wait_s(work, settings, user.id, purpose):
+    if await _code_wait_s(work, services.settings, user.id, purpose) or await send_code(
+        work, services, gate, user, purpose
+    ):
         await work.codes.void(user.id, purpose, now=datetime.now(UTC))
-    else:
-        await send_code(work, settings, user, purpose)
 
 
 async def _code_wait_s(work: UnitOfWork, settings: Settings, user_id: str, purpose: Purpose) -> float:
@@ -157,7 +169,7 @@ async def _code_wait_s(work: UnitOfWork, settings: Settings, user_id: str, purpo
     if issued.last_at is None:
         return 0
     age_s = (now - issued.last_at).total_seconds()
-    if issued.count >= settings.codes_a_day_max:
+    if 0 < settings.codes_a_day_max <= issued.count:
         return DAY.total_seconds() - age_s
     return max(0.0, settings.code_interval_s - age_s)
 

@@ -46,6 +46,7 @@ from api.scheduling.router import PENDING
 router = strict_router(prefix="/v1", tag="Administration")
 
 CALENDAR: Final = ("forbidden", "not_found", "idempotency_key_reused", "validation_error")
+SLOT: Final = (*CALENDAR, "slot_unavailable")
 
 
 async def administration(services: TheServices, directory: TheLocationDirectory, principal: Admin) -> Administration:
@@ -274,7 +275,7 @@ async def delete_own_closure(closure_id: ClosureId, own: OwnAbsences, key: Idemp
 # Single slots
 
 
-@router.post("/admin/slots/{slot_id}/block", response_model=SlotAnswer, responses=PENDING | problems(*CALENDAR))
+@router.post("/admin/slots/{slot_id}/block", response_model=SlotAnswer, responses=PENDING | problems(*SLOT))
 async def block_slot(
     slot_id: SlotId, admin: TheAbsences, key: IdempotencyKey = None, prefer: Prefer = None
 ) -> Response:
@@ -282,7 +283,7 @@ async def block_slot(
     return await _slot(admin, BlockSlot, slot_id, key, prefer)
 
 
-@router.post("/admin/slots/{slot_id}/unblock", response_model=SlotAnswer, responses=PENDING | problems(*CALENDAR))
+@router.post("/admin/slots/{slot_id}/unblock", response_model=SlotAnswer, responses=PENDING | problems(*SLOT))
 async def unblock_slot(
     slot_id: SlotId, admin: TheAbsences, key: IdempotencyKey = None, prefer: Prefer = None
 ) -> Response:
@@ -290,7 +291,7 @@ async def unblock_slot(
     return await _slot(admin, UnblockSlot, slot_id, key, prefer)
 
 
-@router.post("/admin/slots/{slot_id}/cancel", response_model=SlotAnswer, responses=PENDING | problems(*CALENDAR))
+@router.post("/admin/slots/{slot_id}/cancel", response_model=SlotAnswer, responses=PENDING | problems(*SLOT))
 async def cancel_slot(
     slot_id: SlotId, admin: TheAbsences, key: IdempotencyKey = None, prefer: Prefer = None
 ) -> Response:

@@ -42,7 +42,7 @@ class FeedConnections:
         """
         if self.open >= self._most:
             raise TooMany("too many feeds are open here")
-        if self._by_user[user_id] >= self._most_per_user:
+        if 0 < self._most_per_user <= self._by_user[user_id]:
             raise TooMany("you have too many feeds open")
         self.open += 1
         self._by_user[user_id] += 1

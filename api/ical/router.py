@@ -158,7 +158,7 @@ async def subscribed_file(
         doctor_id=access.doctor_id if is_doctor else None,
         first_day=today,
     )
-    past = replace(coming, first_day=today - KEPT, last_day=today - timedelta(days=1))
+    past = replace(coming, latest=True, first_day=today - KEPT, last_day=today - timedelta(days=1))
     async with services.unit_of_work() as work:
         appointments = Appointments(work.connection)
         rows = [*await appointments.search(past), *await appointments.search(coming)]

@@ -55,7 +55,8 @@ def header(
 ) -> dict[str, Any]:
     """What every command says of itself, from the request that asks for it.
 
-    The fingerprint is of the method, the path and the body as it was understood: field order and spaces do not matter.
+    The fingerprint is of the method, the path and the body as they were understood: field order, spaces and the case of
+    ids do not matter.
 
     Raises:
         Problem: 403, a patient gives an override reason.
@@ -71,7 +72,7 @@ def header(
         "command_id": command_id,
         "doctor_id": doctor_id,
         "requester": principal.requester,
-        "fingerprint": fingerprint(services.vault, request.method, request.scope["path"], body),
+        "fingerprint": fingerprint(services.vault, request.method, request.scope["path"].lower(), body),
         "deadline": datetime.now(UTC) + timedelta(seconds=services.settings.request_deadline_s),
         "respond_async": wants_async(prefer),
         "override": override,

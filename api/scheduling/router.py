@@ -236,7 +236,7 @@ async def list_holds(desk: Desk, page: Page) -> Response:
     return Json({"items": items, "next_cursor": cursor}, headers=as_of(now))
 
 
-@routes.delete("/holds/{hold_id}", status_code=204, responses=problems("not_found"))
+@routes.delete("/holds/{hold_id}", status_code=204, responses=PENDING | problems("not_found"))
 async def release_hold(hold_id: Annotated[Id, Path(description="The hold's id.")], desk: Desk) -> Response:
     """End one's own hold before its time."""
     try:

@@ -147,7 +147,8 @@ class Scheduling:
                 raise Problem("forbidden", "A visit cannot be moved to another doctor here.")
             reserve = ReserveForMove(
                 **header | {"respond_async": False},
-                move_id=str(uuid.uuid5(_MOVES, header["command_id"])),
+                # Of the request, not of its key alone: under one key a move to another slot is another move.
+                move_id=str(uuid.uuid5(_MOVES, f"{header['command_id']} {header['fingerprint']}")),
                 slot_id=body.slot_id,
                 appointment_id=row.id,
                 source_doctor_id=row.doctor_id,

@@ -65,7 +65,7 @@ async def list_slots(
     specialty: Annotated[Specialty | None, Query()] = None,
     location_id: Annotated[Id | None, Query()] = None,
     service_id: Annotated[
-        Id | None, Query(description="Slots for it, and slots for anything of doctors who offer it.")
+        Id | None, Query(description="Slots of doctors who offer it, for it or for anything.")
     ] = None,
     first_day: Annotated[Day | None, Query(alias="from", description="Default: today.")] = None,
     last_day: Annotated[Day | None, Query(alias="to", description="Included. Default: 14 days after `from`.")] = None,

@@ -44,6 +44,8 @@ class AppointmentSearch:
     """Which appointments are asked for; days are those of each one's location, both included."""
 
     limit: int
+    latest: bool = False
+    """Whether, where there are more, it is the last ones that are wanted, not the first."""
     after: tuple[datetime, str] | None = None
     patient_ids: Sequence[str] | None = None
     doctor_id: str | None = None
@@ -97,12 +99,14 @@ class Appointments:
 
     async def search(self, search: AppointmentSearch) -> list[AppointmentRow]:
         """At most ``limit`` of them, sorted by start, then id."""
+        order = (appointment.c.starts_at, appointment.c.id)
         rows = await self._connection.execute(
             _APPOINTMENTS.where(*_conditions(search))
-            .order_by(appointment.c.starts_at, appointment.c.id)
+            .order_by(*(column.desc() if search.latest else column for column in order))
             .limit(search.limit)
         )
-        return [_appointment(row) for row in rows]
+        found = [_appointment(row) for row in rows]
+        return found[::-1] if search.latest else found
 
     async def holds_of(self, user_id: str, now: datetime) -> list[HoldRow]:
         """The user's holds that have not ended, the first to end first."""

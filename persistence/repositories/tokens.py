@@ -83,10 +83,12 @@ class RefreshTokens:
         await self._connection.execute(statement.values(revoked_at=now))
 
     async def tidy(self, user_id: str, *, now: datetime, sessions_max: int) -> None:
-        """Forget a user's expired tokens, and whole sessions past the ``sessions_max`` newest."""
+        """Forget a user's expired tokens, and whole sessions past the ``sessions_max`` newest; 0: none of these."""
         await self._connection.execute(
             delete(refresh_token).where(refresh_token.c.user_id == user_id, refresh_token.c.expires_at <= now)
         )
+        if not sessions_max:
+            return
         newest = (
             select(refresh_token.c.family_id)
             .where(refresh_token.c.user_id == user_id)

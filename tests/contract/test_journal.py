@@ -851,6 +851,22 @@ async def test_taking_back_a_closure_opens_what_is_to_come_and_leaves_the_past(w
     assert replayed.slots[slot_id(HOUSE, 1)].status == "blocked", "as its row still says"
 
 
+async def test_a_closure_that_is_over_can_still_be_removed(world: World) -> None:
+    owner = await opened(world, HOUSE, slots=2)
+    late = OPENS + 90 * DAY
+    owner.do(publish(HOUSE, 2, first=50, opens=late - 49 * SLOT))
+    owner.do(close(HOUSE, 0, 1))
+    await owner.commit()
+
+    again = await Owner(world.journal()).take(HOUSE, now=late)
+    assert [each.status for each in again.calendar(HOUSE).slots.values()] == ["free", "free"]
+    command = by_staff(RemoveClosure, doctor=HOUSE, closure_id=uid("closure"))
+    assert done(again.do(command, late)) == {"opened": 0}
+    await again.commit()
+
+    assert (await world.journal().load(HOUSE, late)).closures == {}
+
+
 async def test_a_closure_of_the_past_closes_nothing_that_has_ended(world: World) -> None:
     owner = await opened(world, HOUSE, slots=3)
 

@@ -15,9 +15,10 @@ import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import func, select, text, update
+from structlog.testing import capture_logs
 
 from actors.messages import Role
-from api.accounts import service, sessions, verification
+from api.accounts import create_admin, service, sessions, verification
 from api.accounts.create_admin import make as make_admin
 from api.accounts.rotate_keys import rotate as rotate_keys
 from api.accounts.tokens import UNKNOWN_KEY_RELOAD_S, AccessTokens
@@ -432,7 +433,11 @@ async def test_only_so_many_sessions_are_kept(settings: Settings) -> None:
         await api.register("anna.petrova")
         tokens = [(await api.tokens("anna.petrova"))["refresh_token"] for _ in range(4)]
         good = [(await refreshed(api, token)).status_code == 200 for token in tokens]
+        unlimited = api.services.settings.model_copy(update={"sessions_max": 0})
     assert good == [False, True, True, True], "the newest two, and the one that just came"
+    async with running(unlimited) as api:
+        tokens = [(await api.tokens("anna.petrova"))["refresh_token"] for _ in range(4)]
+        assert [(await refreshed(api, token)).status_code for token in tokens] == [200] * 4
 
 
 async def test_who_is_disabled_is_kept_out(api: Application) -> None:
@@ -445,6 +450,31 @@ async def test_who_is_disabled_is_kept_out(api: Application) -> None:
     problem(await refreshed(api, tokens["refresh_token"]), 401, "unauthenticated")
     form = {"grant_type": "password", "username": "anna.petrova", "password": PASSWORD}
     problem(await api.http.post("/v1/auth/token", data=form), 401, "unauthenticated")
+
+
+async def test_a_sign_in_that_breaks_off_is_no_failure_of_ours(api: Application) -> None:
+    told: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    headers = [(b"content-type", b"application/x-www-form-urlencoded"), (b"content-length", b"40")]
+    scope: dict[str, Any] = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "headers": headers,
+    }
+    scope |= {"path": "/v1/auth/token", "raw_path": b"/v1/auth/token", "query_string": b"", "root_path": ""}
+    with capture_logs() as logs:
+        await api.app(scope | {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2)}, receive, send)
+    assert told[0]["status"] == 400
+    assert json.loads(told[1]["body"])["error"] == "invalid_request"
+    assert not logs
 
 
 async def test_a_hash_with_the_parameters_of_yesterday_is_renewed(api: Application) -> None:
@@ -650,6 +680,34 @@ async def test_the_first_to_verify_an_address_has_it(api: Application) -> None:
     assert statuses == [204, 409, 409]
 
 
+async def test_nobody_is_flooded_with_codes_by_accounts_of_others(settings: Settings) -> None:
+    """Codes to one address are counted for all accounts together; who signs up learns nothing of it."""
+    address = {"email": "victim@mail.example", "phone": "+12025550177"}
+    limits = {"rate_limit": 0, "code_interval_s": 0, "codes_a_day_max": 2}
+    async with running(settings.model_copy(update=limits)) as api:
+        sent = []
+        for number in range(3):
+            user = await api.register(f"stranger.{number}", **address)
+            sent.append([len(await api.sent_codes(user["id"], each)) for each in (Purpose.EMAIL, Purpose.PHONE)])
+        assert sent == [[1, 1], [1, 1], [0, 0]]
+        headers = await api.sign_in("stranger.2")
+        for channel in ("email", "phone"):
+            again = await api.http.post("/v1/auth/verify/resend", json={"channel": channel}, headers=headers)
+            problem(again, 429, "rate_limited")
+            assert int(again.headers["Retry-After"]) > 3600
+        changed = await api.http.patch("/v1/me", json={"email": "own@mail.example"}, headers=headers)
+        assert changed.status_code == 200
+        assert len(await api.sent_codes(user["id"], Purpose.EMAIL)) == 1
+        back = await api.http.patch("/v1/me", json={"email": address["email"]}, headers=headers)
+        assert back.status_code == 200
+        (code,) = await api.sent_codes(user["id"], Purpose.EMAIL)
+        problem(await api.http.post("/v1/auth/verify", json={"code": code}), 422, "validation_error")
+    async with running(settings.model_copy(update=limits | {"codes_a_day_max": 0})) as api:
+        for number in range(3, 6):
+            user = await api.register(f"stranger.{number}", **address)
+            assert len(await api.sent_codes(user["id"], Purpose.PHONE)) == 1
+
+
 async def test_codes_are_sent_again_but_not_at_once_and_void_those_before(settings: Settings) -> None:
     async with running(settings.model_copy(update={"rate_limit": 0})) as api:
         user = await api.register("anna.petrova")
@@ -825,6 +883,27 @@ async def test_a_new_password_ends_every_other_session(api: Application) -> None
     assert renewed.status_code == 200
     for headers in (bearer(renewed.json()["access_token"]), await api.sign_in("anna.petrova", NEW_PASSWORD)):
         assert (await api.http.get("/v1/me", headers=headers)).status_code == 200
+
+
+async def test_a_password_that_was_reset_meanwhile_stays(api: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever knows the old one is a moment too late: it was looked at before the reset, and is good no more."""
+    user = await api.register("anna.petrova")
+    headers = await api.sign_in("anna.petrova")
+    passwords = api.app.state.gate.passwords
+    hash_password = passwords.hash
+    reset: str = await hash_password("Another-Horse-7")
+
+    async def hash_slowly(password: str) -> str:
+        async with api.services.unit_of_work() as work:
+            await work.users.set_password(user["id"], reset)
+        hashed: str = await hash_password(password)
+        return hashed
+
+    monkeypatch.setattr(passwords, "hash", hash_slowly)
+    change = {"password": NEW_PASSWORD, "current_password": PASSWORD}
+    answer = await api.http.patch("/v1/me", json=change, headers=headers)
+    assert problem(answer, 422, "validation_error")["errors"][0]["pointer"] == "/current_password"
+    await api.sign_in("anna.petrova", "Another-Horse-7")
 
 
 async def test_a_new_password_ends_access_tokens_in_other_processes_once_they_read_anew(api: Application) -> None:
@@ -1072,6 +1151,21 @@ async def test_admins_are_made_by_hand(api: Application) -> None:
         await make_admin(settings, "chief")
     me = (await api.http.get("/v1/me", headers=await api.sign_in("chief"))).json()
     assert me["role"] == "admin"
+
+
+async def test_admins_are_not_made_under_another_master_key(
+    api: Application, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody could read the account, and the list of users would end in an error."""
+    other = {"master_key": base64.b64encode(bytes(32)).decode(), "admin_password": PASSWORD}
+    settings = api.services.settings.model_copy(update=other)
+    with pytest.raises(Unreadable):
+        await make_admin(settings, "chief")
+    async with api.services.unit_of_work() as work:
+        assert not await work.users.login_taken("chief")
+    monkeypatch.setattr("api.accounts.create_admin.read_settings", lambda: settings)
+    assert await asyncio.to_thread(create_admin.main, ["chief"]) == 1
+    assert capsys.readouterr().err == ("ZAPIS_MASTER_KEY: the keys of this database were sealed under another one\n")
 
 
 async def test_keys_are_rotated_by_hand(api: Application) -> None:

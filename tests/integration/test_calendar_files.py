@@ -10,6 +10,7 @@ import httpx
 import icalendar
 import pytest
 import vobject
+from sqlalchemy import text
 
 from tests.integration.practice import Practice, days_on, instant
 
@@ -115,6 +116,29 @@ async def test_a_link_is_its_users_and_can_be_revoked(practice: Practice) -> Non
         await practice.post(patient, "/v1/me/calendar-links", expect=201)
     refused = await practice.send(patient, "POST", "/v1/me/calendar-links")
     assert (refused.status_code, refused.json()["code"]) == (409, "limit_reached")
+
+
+async def test_of_many_visits_those_nearest_to_today_are_in_the_file(
+    practice: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for two on either side of today."""
+    monkeypatch.setattr("api.ical.router.VISITS_MAX", 2)
+    doctor = await practice.doctor()
+    patient = await practice.people.patient()
+    slots = await practice.open_slots(doctor, *(days_on(day) for day in range(1, 7)))
+    visits = [await practice.book(patient, slot) for slot in slots]
+    async with practice.api.services.unit_of_work() as work:
+        earlier = "SET starts_at = starts_at - interval '9 days', ends_at = ends_at - interval '9 days'"
+        for table, name in (("appointment", "id"), ("slot", "slot_id")):
+            await work.connection.execute(
+                text(f"UPDATE {table} {earlier} WHERE id = ANY (CAST(:ids AS uuid[]))"),
+                {"ids": [visit[name] for visit in visits[:3]]},
+            )
+    link = await practice.post(patient, "/v1/me/calendar-links", expect=201)
+    found = events(await fetched(practice, urlsplit(link["url"]).path))
+    assert sorted(event["UID"].removesuffix("@zapis") for event in found) == sorted(
+        visit["id"] for visit in (*visits[1:3], *visits[3:5])
+    )
 
 
 async def test_a_cancelled_visit_stays_in_the_file_for_a_while(practice: Practice) -> None:

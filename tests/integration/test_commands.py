@@ -12,7 +12,8 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from actors.messages import Command, FinishMove, Reply
+from actors.messages import Command, FinishMove, MoveOut, NotDecided, RefusedFor, Reply
+from api.scheduling.commands import keyed_command_id
 from persistence.identifiers import new_id
 from tests.integration.practice import Practice, content, days_on, eventually, instant, refusal
 from tests.people import Person
@@ -132,6 +133,158 @@ async def test_a_move_that_was_refused_by_its_source_is_decided_anew_under_its_k
     assert content(await move(), 200)["slot_id"] == target
     assert content(await move(), 200)["version"] == 2
     assert await practice.differences() == []
+
+
+async def test_under_one_key_a_move_to_another_slot_is_another_move(
+    practice: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt has kept its slot and got no further; the second goes where it says, and the first is freed."""
+    anna = await practice.people.patient()
+    _, (one, *_) = await practice.doctor_with_slots(first=days_on(3))
+    target, (first, second, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = await practice.book(anna, one)
+    stuck = _StuckMoves(practice, monkeypatch)
+
+    async def move(slot: str) -> httpx.Response:
+        path = f"/v1/appointments/{visit['id']}/reschedule"
+        return await practice.send(anna, "POST", path, {"slot_id": slot}, idempotency_key="move")
+
+    assert refusal(await move(first)) == "503 unavailable"
+    stuck.go_on()
+    assert content(await move(second), 200)["slot_id"] == second
+    assert refusal(await move(first)) == "422 idempotency_key_reused"
+    await stuck.drive_on()
+    assert (await practice.get(anna, f"/v1/appointments/{visit['id']}"))["slot_id"] == second
+    assert [await practice.slot_status(target, slot) for slot in (first, second)] == ["free", "booked"]
+    assert await practice.differences() == []
+
+
+async def test_a_move_under_the_key_of_one_that_was_refused_moves_its_own_visit(
+    practice: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna = await practice.people.patient()
+    _, (one, _, other, _) = await practice.doctor_with_slots(first=days_on(3))
+    _, (_, taken, *_) = await practice.doctor_with_slots(first=days_on(4))
+    _, (_, overlapping, free, _) = await practice.doctor_with_slots(first=days_on(4))
+    refused, wanted = await practice.book(anna, one), await practice.book(anna, other)
+    await practice.book(anna, taken)
+    stuck = _StuckMoves(practice, monkeypatch)
+    stuck.go_on()
+
+    async def move(visit: dict[str, Any], slot: str) -> httpx.Response:
+        path = f"/v1/appointments/{visit['id']}/reschedule"
+        return await practice.send(anna, "POST", path, {"slot_id": slot}, idempotency_key="move")
+
+    assert refusal(await move(refused, overlapping)) == "409 patient_overlap"
+    stuck.stop()
+    assert refusal(await move(wanted, free)) == "503 unavailable"
+    stuck.go_on()
+    await stuck.drive_on()
+    assert (await practice.get(anna, f"/v1/appointments/{wanted['id']}"))["slot_id"] == free
+    assert await practice.get(anna, f"/v1/appointments/{refused['id']}") == refused
+    assert content(await move(wanted, free), 200)["id"] == wanted["id"]
+    assert await practice.differences() == []
+
+
+async def test_who_was_left_in_doubt_hears_of_a_move_that_was_refused_then(
+    practice: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna = await practice.people.patient()
+    _, (one, *_) = await practice.doctor_with_slots(first=days_on(3))
+    target, (elsewhere, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = await practice.book(anna, one)
+    stuck = _StuckMoves(practice, monkeypatch)
+    body = {"slot_id": elsewhere}
+    moved = await practice.send(
+        anna, "POST", f"/v1/appointments/{visit['id']}/reschedule", body, idempotency_key="move"
+    )
+    assert refusal(moved) == "503 unavailable"
+    command = f"/v1/commands/{keyed_command_id(anna.user_id, 'move')}"
+    assert (await practice.get(anna, command))["status"] == "pending"
+    await practice.change(anna, visit, "cancel")
+    stuck.go_on()
+    await stuck.drive_on()
+    state = await practice.get(anna, command)
+    assert (state["status"], state["problem"]["code"]) == ("rejected", "not_live")
+    assert await practice.slot_status(target, elsewhere) == "free"
+    async with practice.api.services.unit_of_work() as work:
+        told = await work.connection.scalars(
+            text("SELECT kind FROM outbox WHERE user_id = :id ORDER BY id"), {"id": anna.user_id}
+        )
+        assert list(told)[-1:] == ["refused"]
+    assert await practice.differences() == []
+
+
+async def test_a_key_of_a_move_of_long_ago_is_used_up(practice: Practice) -> None:
+    """Its answer is not stored any more, and the move is done: it is not done again, and nothing goes on for ever."""
+    anna = await practice.people.patient()
+    _, (one, *_) = await practice.doctor_with_slots(first=days_on(3))
+    _, (elsewhere, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = await practice.book(anna, one)
+
+    async def move() -> httpx.Response:
+        path = f"/v1/appointments/{visit['id']}/reschedule"
+        return await practice.send(anna, "POST", path, {"slot_id": elsewhere}, idempotency_key="move")
+
+    assert (await move()).status_code == 200
+    async with practice.api.services.unit_of_work() as work:
+        await work.connection.execute(
+            text("DELETE FROM command WHERE command_id = :id"), {"id": keyed_command_id(anna.user_id, "move")}
+        )
+    back = content(
+        await practice.send(anna, "POST", f"/v1/appointments/{visit['id']}/reschedule", {"slot_id": one}), 200
+    )
+    assert refusal(await move()) == "422 idempotency_key_reused"
+    assert await practice.get(anna, f"/v1/appointments/{visit['id']}") == back
+
+
+async def test_a_repeat_may_write_ids_and_headers_in_another_way(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    _, (one, two, *_) = await practice.doctor_with_slots()
+    visit = await practice.book(anna, one)
+
+    async def move(visit_id: str, slot_id: str) -> httpx.Response:
+        path = f"/v1/appointments/{visit_id}/reschedule"
+        return await practice.send(anna, "POST", path, {"slot_id": slot_id}, idempotency_key="move")
+
+    _same(await move(visit["id"], two), await move(visit["id"].upper(), two.upper()))
+    lines = [*anna.headers.items(), ("Prefer", "wait=5"), ("Prefer", "respond-async")]
+    path = f"/v1/appointments/{visit['id']}/cancel"
+    cancelled = await practice.api.http.post(path, json={}, headers=lines)
+    assert cancelled.status_code == 202, "several lines are one list"
+
+
+class _StuckMoves:
+    """Moves that get no further than to a slot that is kept, until ``go_on``."""
+
+    def __init__(self, practice: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._services = practice.api.services
+        self._stuck = True
+        send = self._services.calendars.send
+
+        async def send_some(command: Command) -> Reply:
+            if self._stuck and isinstance(command, MoveOut):
+                return NotDecided(why=RefusedFor.UNAVAILABLE)
+            return await send(command)
+
+        monkeypatch.setattr(self._services.calendars, "send", send_some)
+
+    def stop(self) -> None:
+        self._stuck = True
+
+    def go_on(self) -> None:
+        self._stuck = False
+
+    async def drive_on(self) -> None:
+        """As the supervisor does with those that were left behind; none is left."""
+        open_moves = text("SELECT id::text FROM move WHERE state IN ('reserved', 'moved', 'aborted')")
+        async with self._services.unit_of_work() as work:
+            move_ids = list(await work.connection.scalars(open_moves))
+        assert move_ids
+        for move_id in move_ids:
+            await self._services.moves.drive_on(move_id)
+        async with self._services.unit_of_work() as work:
+            assert not list(await work.connection.scalars(open_moves))
 
 
 async def test_a_repeat_of_a_move_is_told_when_it_has_been_taken_in(

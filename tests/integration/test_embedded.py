@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
+from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
 from redis import AuthenticationError, Redis
 
-from cluster.embedded import EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey
-from cluster.processes import UNPRIVILEGED, left_over
+from cluster.data_directory import DataDirectory
+from cluster.embedded import EmbeddedMail, EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey
+from cluster.processes import UNPRIVILEGED, StartFailed, left_over
 
 
 def test_each_database_is_migrated_and_its_own(database_url: str) -> None:
@@ -20,6 +24,26 @@ def test_each_database_is_migrated_and_its_own(database_url: str) -> None:
         assert row[0] == "zapis"
         assert row[1] >= 150_000
         assert connection.execute("SELECT count(*) FROM calendar").fetchone() == (0,)
+
+
+async def test_what_the_system_does_not_allow_is_a_failed_start(tmp_path: Path) -> None:
+    mail = EmbeddedMail(DataDirectory(tmp_path))
+    (tmp_path / "log" / "mail.log").mkdir()
+    with pytest.raises(StartFailed, match=r"^a mail server cannot be started: is a directory \(.*mail\.log\)$"):
+        await mail.start()
+
+
+def test_a_postgres_of_somebody_else_below_the_directory_is_not_left_over(tmp_path: Path) -> None:
+    program = tmp_path / "postgres-18" / "postgres"
+    program.parent.mkdir()
+    shutil.copy("/bin/sleep", program)
+    for directory, found in (("pg", 0), ("postgres", 1), ("postgres/data", 1)):
+        (tmp_path / directory).mkdir()
+        with subprocess.Popen([str(program), "60"], cwd=tmp_path / directory) as process:
+            try:
+                assert len(left_over(tmp_path)) == found, directory
+            finally:
+                process.kill()
 
 
 def test_postgres_asks_for_a_password(postgres: EmbeddedPostgres) -> None:

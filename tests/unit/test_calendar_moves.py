@@ -270,6 +270,11 @@ def test_a_move_is_given_up_while_it_is_only_reserved() -> None:
         assert source().when(command, facts=Facts(moves={"m1": known})) == ()
 
 
+def test_a_move_that_was_done_long_ago_is_not_begun_again() -> None:
+    assert Story().refused(reserve(), facts=Facts(moves={"m1": "done"})) == "idempotency_key_reused"
+    assert Story().when(reserve(), facts=Facts(moves={"m1": "released"}))
+
+
 # (c) the target takes it in or frees the slot
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,19 @@ def test_files_are_for_their_owner_only(data: DataDirectory) -> None:
         "master.key": 0o600,
         "runtime.json": 0o600,
     }
+
+
+def test_what_cannot_be_written_is_named(data: DataDirectory) -> None:
+    for name, use in (
+        ("lock", data.lock),
+        ("master.key.new", data.master_key_file),
+        ("secrets.json.new", partial(data.secret, "one")),
+    ):
+        (data.path / name).mkdir()
+        with pytest.raises(
+            DataDirectoryError, match=rf"{name.removesuffix('.new')} cannot be written: is a directory$"
+        ):
+            use()
 
 
 def test_a_broken_secrets_file_is_named_and_not_replaced(data: DataDirectory) -> None:

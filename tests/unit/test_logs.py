@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 
+import httpx
 import pytest
 import structlog
 
@@ -39,6 +40,15 @@ def test_libraries_write_the_same_lines(capsys: pytest.CaptureFixture[str]) -> N
     configure_logging("info", "json")
     logging.getLogger("some.library").warning("it %s", "happened")
     assert json.loads(capsys.readouterr().err)["event"] == "it happened"
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+async def test_no_library_tells_whom_a_request_is_about(capsys: pytest.CaptureFixture[str], level: str) -> None:
+    configure_logging(level, "json")
+    transport = httpx.MockTransport(lambda _: httpx.Response(201))
+    async with httpx.AsyncClient(transport=transport) as client:
+        await client.post("https://push.example/send/a-capability")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])

@@ -12,6 +12,16 @@ from cluster.settings import Settings, SettingsError, describe_settings, read_se
 KEY = base64.b64encode(bytes(range(32))).decode()
 
 
+def test_a_public_url_is_written_as_headers_of_mails_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZAPIS_PUBLIC_URL", "https://клиника.рф:8443/запись")
+    with pytest.raises(
+        SettingsError, match="ZAPIS_PUBLIC_URL: should have letters that are not ASCII in its host only"
+    ):
+        read_settings()
+    monkeypatch.setenv("ZAPIS_PUBLIC_URL", "https://клиника.рф:8443/clinic")
+    assert read_settings().public_url == "https://xn--80apagcdp.xn--p1ai:8443/clinic"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
