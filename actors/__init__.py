@@ -109,8 +109,6 @@ PostgreSQL is away                               Decisions go on in memory. Afte
 a claim is blocked by a stuck owner              After a second the blocking backends are terminated.
 calendars are placed anew while running          Commands carry the placement's generation. An actor that knows a newer
                                                  one says ``MISPLACED``; a claim under an older one is refused.
-whoever drove a move across calendars is gone    The supervisor takes the next step. If the source refuses then, the
-                                                 refusal is stored, for nobody may have been told anything yet.
 a queue is full                                  ``OVERLOADED`` at once: lanes, the backlog and active calendars are
                                                  bounded.
 the caller has gone (deadline passed)            Work not yet decided is not done (``EXPIRED``).

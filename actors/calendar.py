@@ -107,6 +107,7 @@ class Calendar:
         "changes",
         "closed_by",
         "closures",
+        "closures_over",
         "displaced",
         "doctor_id",
         "holds",
@@ -127,6 +128,8 @@ class Calendar:
         self.appointments = Appointments(self.slots)
         self.displaced: set[str] = set()
         self.closures: dict[str, tuple[Window, ...]] = {}
+        self.closures_over: set[str] = set()
+        """Those that were over when the calendar was loaded. They close nothing any more, and can be removed."""
         self.closed_by: dict[str, str] = {}
         """Who entered each closure."""
         self.reservations: dict[str, Reservation] = {}
@@ -289,8 +292,9 @@ def evolve(calendar: Calendar, event: Event, at: datetime) -> Effect:
                     _slot_closed(calendar, slot)
             _touch(calendar, event.displaced, at)
         case ClosureRemoved():
-            windows = calendar.closures.pop(event.closure_id)
-            del calendar.closed_by[event.closure_id]
+            windows = calendar.closures.pop(event.closure_id, ())
+            calendar.closed_by.pop(event.closure_id, None)
+            calendar.closures_over.discard(event.closure_id)
             changes.closures.add(event.closure_id)
             for slot in calendar.slots_in(windows):
                 if slot.end > at:

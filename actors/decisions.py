@@ -319,7 +319,9 @@ def _close(calendar: Calendar, command: messages.CloseCalendar, now: datetime) -
 def _remove_closure(calendar: Calendar, command: messages.RemoveClosure, now: datetime) -> Decision:
     windows = calendar.closures.get(command.closure_id)
     if windows is None:
-        raise NotFound
+        if command.closure_id not in calendar.closures_over:
+            raise NotFound
+        windows = ()
     covered = (slot for slot in calendar.slots_in(windows) if slot.end > now)
     opened = [slot for slot in covered if slot.closures == 1 and not slot.blocked]
     event = ClosureRemoved(closure_id=command.closure_id, restored=_live_in(calendar, opened))

@@ -27,7 +27,6 @@ from actors.messages import (
     Event,
     ExpireHolds,
     FinishMove,
-    MoveOut,
     PublishSlots,
     Rejected,
     Reply,
@@ -73,8 +72,7 @@ class Entry:
     def stores_answer(self) -> bool:
         """Whether a repeat is to be answered from the command table."""
         if isinstance(self.outcome, Rejected):
-            ends_a_move = isinstance(self.command, MoveOut) and self.command.left_behind and bool(self.events)
-            return self.told_pending or ends_a_move
+            return self.told_pending
         steps = ReserveForMove | AbortMove | FinishMove | ExpireHolds
         return not (isinstance(self.command, steps) or self.only_tries)
 

@@ -266,8 +266,6 @@ class MoveOut(Command):
     target_doctor_id: str
     slot: NewSlot
     if_version: int | None = None
-    left_behind: bool = False
-    """Whoever asked for the move may have been told that it is pending: if it is refused, they have to hear of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -294,8 +294,8 @@ def content_tag(content: bytes) -> str:
 
 def unchanged(request: Request, tag: str) -> Response | None:
     """The 304 that answers a request whose ``If-None-Match`` names this tag (RFC 9110, weak comparison)."""
-    given = request.headers.get("if-none-match")
-    if given is None:
+    given = ", ".join(request.headers.getlist("if-none-match"))
+    if not given:
         return None
     opaque = tag.removeprefix("W/")[1:-1]
     if given.strip() != "*" and opaque not in _ENTITY_TAG.findall(given):

@@ -147,7 +147,7 @@ class UnreadableBody(HTTPException):
 
 
 def broken_off() -> Problem:
-    """Nobody is there any more to read it; the logs tell it from a failure of ours."""
+    """The problem of a request whose connection ended before its body did: no failure of ours."""
     return Problem("bad_request", "The connection ended before the body did.")
 
 

@@ -38,7 +38,7 @@ class Gate:
     codes: Limit
     """Of one address: attempts to use a code, or to have one sent."""
     codes_sent: Limit
-    """To one e-mail address or phone number, for one purpose."""
+    """From one address to one mailbox or phone, for one purpose."""
     login_failures: Limit
     """Of one account: wrong passwords."""
 

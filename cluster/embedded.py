@@ -205,7 +205,8 @@ class EmbeddedPostgres(EmbeddedServer):
     async def restart(self, deadline_s: float = 120.0) -> None:
         if not left_over(self.data.path, self.name):
             # A killed server leaves it, and it stops the next one where its pid is a zombie or someone else's by now.
-            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+            with starting(self.title):
+                (self._cluster / "postmaster.pid").unlink(missing_ok=True)
         await super().restart(deadline_s)
 
     async def _initialise(self, major: int) -> None:

@@ -102,7 +102,6 @@ class MoveDriver:
                         target_doctor_id=row.target_doctor_id,
                         slot=_new_slot(request["slot"]),
                         if_version=request["if_version"],
-                        left_behind=True,
                     )
                 )
             case "moved" | "aborted":

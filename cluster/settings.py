@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     phone_code_attempts_max: int = Field(5, ge=1, le=100, description="attempts at one code sent to a phone")
     code_interval_s: int = Field(60, ge=0, description="the least time between two codes for one user and purpose")
     codes_a_day_max: int = Field(
-        10, ge=0, description="codes for one user, and to one address, for one purpose in 24 hours"
+        10, ge=0, description="codes for one user, and from one network to one mailbox or phone, in 24 hours"
     )
     own_patients_max: int = Field(10, ge=0, description="patients one user may book for")
 
@@ -237,18 +237,9 @@ class Settings(BaseSettings):
     @classmethod
     def _is_web_address(cls, url: str | None) -> str | None:
         checked = _checked_url(url, ("https", "http"))
-        if checked is None or checked.isascii():
-            return checked
-        parts = urlsplit(checked)
-        try:
-            host = (parts.hostname or "").encode("idna").decode()
-        except UnicodeError:
-            raise ValueError("should name a host that there can be") from None
-        # Links stand in headers of mails, where a host is written so.
-        written = parts._replace(netloc=host if parts.port is None else f"{host}:{parts.port}").geturl()
-        if not written.isascii():
-            raise ValueError("should have letters that are not ASCII in its host only")
-        return written
+        if checked is not None and not checked.isascii():  # Links stand in headers of mails.
+            raise ValueError("should be ASCII: write the host as xn--…")
+        return checked
 
     @field_validator("mailbox_dir")
     @classmethod

@@ -413,14 +413,16 @@ async def _load(connection: psycopg.AsyncConnection[TupleRow], doctor_id: str, s
         raise NoSuchCalendar(doctor_id)
     calendar = Calendar(doctor_id, sequence=row[0], last_event_at=row[1])
     cursor = await connection.execute(
-        "SELECT id::text, windows, created_by::text, ends_at >= %s FROM closure"
-        " WHERE doctor_id = %s AND removed_at IS NULL ORDER BY ends_at DESC",
-        (since, doctor_id),
+        "SELECT id::text, windows, created_by::text FROM closure"
+        " WHERE doctor_id = %s AND removed_at IS NULL AND ends_at >= %s",
+        (doctor_id, since),
     )
-    closures = await cursor.fetchall()
-    for closure_id, windows, created_by, covers_slots in closures:
-        if covers_slots:
-            calendar.put_closure(closure_id, tuple(_window(window) for window in windows), created_by)
+    for closure_id, windows, created_by in await cursor.fetchall():
+        calendar.put_closure(closure_id, tuple(_window(window) for window in windows), created_by)
+    cursor = await connection.execute(
+        "SELECT id::text FROM closure WHERE doctor_id = %s AND removed_at IS NULL AND ends_at < %s", (doctor_id, since)
+    )
+    calendar.closures_over.update(row[0] for row in await cursor.fetchall())
     cursor = await connection.execute(_SLOTS, {"doctor_id": doctor_id, "since": since})
     for slot_id, start, end, location_id, service_id, blocked, status in await cursor.fetchall():
         calendar.put_slot(
@@ -435,9 +437,6 @@ async def _load(connection: psycopg.AsyncConnection[TupleRow], doctor_id: str, s
             ),
             closed=None if blocked or status == "cancelled" else status == "blocked",
         )
-    for closure_id, windows, created_by, covers_slots in closures:
-        if not covers_slots:  # What is over closes nothing any more. It can be removed all the same.
-            calendar.put_closure(closure_id, tuple(_window(window) for window in windows), created_by)
     cursor = await connection.execute(
         "SELECT id::text, slot_id::text, user_id::text, expires_at FROM hold WHERE doctor_id = %s", (doctor_id,)
     )

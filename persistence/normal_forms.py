@@ -40,6 +40,12 @@ def normal_email(value: str) -> str | None:
     return address.normalized if "." in address.ascii_domain.strip(".") else None
 
 
+def mailbox(address: str) -> str:
+    """Where an address most likely leads, for counting: many servers look at neither letter case nor what follows +."""
+    local, _, domain = address.rpartition("@")
+    return f"{local.partition('+')[0]}@{domain}".casefold()
+
+
 def ascii_email(address: str) -> str | None:
     """An address as every mail server takes it, with its domain in ASCII (RFC 5890); ``None`` where it has no such."""
     validated = _validated(address)

@@ -163,10 +163,11 @@ async def get_me(principal: CurrentUser, request: Request, services: TheServices
 
 @router.patch("/me", responses=problems("validation_error", "forbidden"))
 async def change_me(
-    body: schemas.ProfileChange, principal: CurrentUser, services: TheServices, gate: TheGate
+    body: schemas.ProfileChange, principal: CurrentUser, request: Request, services: TheServices, gate: TheGate
 ) -> schemas.UserAnswer:
     """Change one's own account. A new address has to be verified; a new password ends every other session."""
-    return schemas.UserAnswer.of(await service.change_profile(services, gate, principal, body))
+    user = await service.change_profile(services, gate, principal, body, address=address_of(request))
+    return schemas.UserAnswer.of(user)
 
 
 @router.delete("/me", status_code=204, responses=problems("live_appointments", "forbidden"))

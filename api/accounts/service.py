@@ -104,8 +104,8 @@ async def register(services: Services, gate: Gate, new: schemas.Registration, *,
             locale=new.locale,
             timezone=new.timezone,
         )
-        await send_code(work, services, gate, user, Purpose.EMAIL)
-        await send_code(work, services, gate, user, Purpose.PHONE)
+        await send_code(work, services, gate, user, Purpose.EMAIL, address=address)
+        await send_code(work, services, gate, user, Purpose.PHONE, address=address)
     return user
 
 
@@ -119,7 +119,9 @@ async def get_user(services: Services, user_id: str) -> User:
         return await _user(work, user_id)
 
 
-async def change_profile(services: Services, gate: Gate, principal: Principal, change: schemas.ProfileChange) -> User:
+async def change_profile(
+    services: Services, gate: Gate, principal: Principal, change: schemas.ProfileChange, *, address: str
+) -> User:
     """The account with what was to be different; a new address has to be verified anew.
 
     A new password ends every other session, and every access token: the caller's refresh token gives a new one.
@@ -159,9 +161,9 @@ async def change_profile(services: Services, gate: Gate, principal: Principal, c
             await _follow(work, user.patient_id, changed)
         if new_email:
             await work.codes.void(user.id, Purpose.PASSWORD, now=now)
-            await change_code(work, services, gate, changed, Purpose.EMAIL)
+            await change_code(work, services, gate, changed, Purpose.EMAIL, address=address)
         if new_phone:
-            await change_code(work, services, gate, changed, Purpose.PHONE)
+            await change_code(work, services, gate, changed, Purpose.PHONE, address=address)
         if password_hash is not None:
             await work.users.set_password(user.id, password_hash)
             await end_sessions(work, user.id, but_family=principal.session_id)

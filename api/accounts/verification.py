@@ -18,6 +18,7 @@ from api.errors import Problem, invalid
 from api.gate import Gate
 from cluster.bootstrap import Services
 from cluster.settings import Settings
+from persistence.normal_forms import mailbox
 from persistence.repositories.codes import Purpose
 from persistence.repositories.users import User
 from persistence.unit_of_work import UnitOfWork
@@ -81,7 +82,7 @@ async def resend(services: Services, gate: Gate, user_id: str, channel: schemas.
             wait_s = await _code_wait_s(work, services.settings, user.id, purpose)
             if wait_s:
                 raise Problem("rate_limited", "A code was sent a short while ago.", retry_after_s=wait_s)
-            wait_s = await send_code(work, services, gate, user, purpose)
+            wait_s = await send_code(work, services, gate, user, purpose, address=address)
             if wait_s:
                 raise Problem("rate_limited", "Too many codes were sent to this address.", retry_after_s=wait_s)
 
@@ -105,7 +106,7 @@ async def forgot(services: Services, gate: Gate, asked: schemas.Forgotten, *, ad
         if user is not None and user.email_verified and user.disabled_at is None:
             user = await work.users.get(user.id, lock=True)
             if user is not None and not await _code_wait_s(work, services.settings, user.id, Purpose.PASSWORD):
-                await send_code(work, services, gate, user, Purpose.PASSWORD)
+                await send_code(work, services, gate, user, Purpose.PASSWORD, address=address)
     await asyncio.sleep(answer_at - loop.time())
 
 
@@ -130,14 +131,18 @@ async def reset_password(services: Services, gate: Gate, reset: schemas.Reset, *
     gate.principals.forget(user.id)
 
 
-async def send_code(work: UnitOfWork, services: Services, gate: Gate, user: User, purpose: Purpose) -> float:
-    """Send a code, unless as many as may be were sent to that address, for whichever accounts: nobody is to be flooded.
+async def send_code(
+    work: UnitOfWork, services: Services, gate: Gate, user: User, purpose: Purpose, *, address: str
+) -> float:
+    """Send a code, unless as many as may be were sent there at the request of this ``address``, for whichever accounts.
 
-    Returns how many seconds later one may be sent again; 0: it is on its way.
+    Nobody is flooded so, and nobody waits because of strangers. Returns how many seconds later one may be sent again;
+    0: it is on its way.
     """
     short = purpose is Purpose.PHONE
-    address = user.phone if short else user.email
-    wait_s = gate.limits.take(gate.codes_sent, services.vault.index("code_address", f"{purpose}:{address}").hex())
+    where = user.phone if short else mailbox(user.email)
+    who = services.vault.index("codes_sent", f"{purpose} {where} {address}").hex()
+    wait_s = gate.limits.take(gate.codes_sent, who)
     if wait_s:
         return wait_s
     settings = services.settings
@@ -154,10 +159,12 @@ async def send_code(work: UnitOfWork, services: Services, gate: Gate, user: User
     return 0
 
 
-async def change_code(work: UnitOfWork, services: Services, gate: Gate, user: User, purpose: Purpose) -> None:
+async def change_code(
+    work: UnitOfWork, services: Services, gate: Gate, user: User, purpose: Purpose, *, address: str
+) -> None:
     """Void the codes for the address before, and send one to the new one if it is not too soon for that."""
     if await _code_wait_s(work, services.settings, user.id, purpose) or await send_code(
-        work, services, gate, user, purpose
+        work, services, gate, user, purpose, address=address
     ):
         await work.codes.void(user.id, purpose, now=datetime.now(UTC))
 

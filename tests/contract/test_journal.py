@@ -864,7 +864,9 @@ async def test_a_closure_that_is_over_can_still_be_removed(world: World) -> None
     assert done(again.do(command, late)) == {"opened": 0}
     await again.commit()
 
-    assert (await world.journal().load(HOUSE, late)).closures == {}
+    removed = await world.journal().load(HOUSE, late)
+    assert (removed.closures, removed.closures_over) == ({}, set())
+    assert isinstance(again.do(command, late), Rejected)
 
 
 async def test_a_closure_of_the_past_closes_nothing_that_has_ended(world: World) -> None:

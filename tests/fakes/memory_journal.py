@@ -332,7 +332,10 @@ def _load(tables: Tables, doctor_id: str, since: datetime) -> Calendar:
     closures = [row for row in tables.closure.values() if row["doctor_id"] == doctor_id and row["removed_at"] is None]
     for row in closures:
         if row["ends_at"] >= since:
-            calendar.put_closure(row["id"], _windows(row), row["created_by"])
+            windows = tuple(Window(location_id=where, start=start, end=end) for where, start, end in row["windows"])
+            calendar.put_closure(row["id"], windows, row["created_by"])
+        else:
+            calendar.closures_over.add(row["id"])
     for row in slots:
         calendar.put_slot(
             Slot(
@@ -346,9 +349,6 @@ def _load(tables: Tables, doctor_id: str, since: datetime) -> Calendar:
             ),
             closed=None if row["blocked"] or row["status"] == "cancelled" else row["status"] == "blocked",
         )
-    for row in closures:
-        if row["ends_at"] < since:
-            calendar.put_closure(row["id"], _windows(row), row["created_by"])
     for row in holds:
         calendar.put_hold(
             Hold(id=row["id"], slot_id=row["slot_id"], user_id=row["user_id"], expires_at=row["expires_at"])
@@ -371,10 +371,6 @@ def _load(tables: Tables, doctor_id: str, since: datetime) -> Calendar:
         )
     calendar.forget_changes()
     return calendar
-
-
-def _windows(row: Row) -> tuple[Window, ...]:
-    return tuple(Window(location_id=where, start=start, end=end) for where, start, end in row["windows"])
 
 
 def _appointment(row: Row) -> AppointmentState:

@@ -186,35 +186,6 @@ async def test_a_move_under_the_key_of_one_that_was_refused_moves_its_own_visit(
     assert await practice.differences() == []
 
 
-async def test_who_was_left_in_doubt_hears_of_a_move_that_was_refused_then(
-    practice: Practice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    anna = await practice.people.patient()
-    _, (one, *_) = await practice.doctor_with_slots(first=days_on(3))
-    target, (elsewhere, *_) = await practice.doctor_with_slots(first=days_on(4))
-    visit = await practice.book(anna, one)
-    stuck = _StuckMoves(practice, monkeypatch)
-    body = {"slot_id": elsewhere}
-    moved = await practice.send(
-        anna, "POST", f"/v1/appointments/{visit['id']}/reschedule", body, idempotency_key="move"
-    )
-    assert refusal(moved) == "503 unavailable"
-    command = f"/v1/commands/{keyed_command_id(anna.user_id, 'move')}"
-    assert (await practice.get(anna, command))["status"] == "pending"
-    await practice.change(anna, visit, "cancel")
-    stuck.go_on()
-    await stuck.drive_on()
-    state = await practice.get(anna, command)
-    assert (state["status"], state["problem"]["code"]) == ("rejected", "not_live")
-    assert await practice.slot_status(target, elsewhere) == "free"
-    async with practice.api.services.unit_of_work() as work:
-        told = await work.connection.scalars(
-            text("SELECT kind FROM outbox WHERE user_id = :id ORDER BY id"), {"id": anna.user_id}
-        )
-        assert list(told)[-1:] == ["refused"]
-    assert await practice.differences() == []
-
-
 async def test_a_key_of_a_move_of_long_ago_is_used_up(practice: Practice) -> None:
     """Its answer is not stored any more, and the move is done: it is not done again, and nothing goes on for ever."""
     anna = await practice.people.patient()

@@ -430,30 +430,6 @@ async def test_a_visit_of_somebody_erased_goes_nowhere_and_nothing_waits_for_it(
     assert house.database.tables.move[uid("move")]["state"] == "aborted"
 
 
-async def test_a_move_left_behind_that_is_refused_then_has_its_refusal_stored() -> None:
-    house = await House().opened(HOUSE, WILSON)
-    nowhere = uid("no such visit")
-    await house.send(reserve(HOUSE, WILSON, 1, nowhere))
-    command = replace(move_out(HOUSE, WILSON, 1, nowhere), left_behind=True)
-
-    assert codes(await house.send(command)) == ["not_live"]
-
-    assert house.database.tables.command[command.command_id].answer["rejected"]["code"] == "not_live"
-
-
-async def test_a_driver_that_comes_too_late_stores_no_refusal() -> None:
-    """Somebody else has heard of it: a repeat is decided anew."""
-    house = await House().opened(HOUSE, WILSON)
-    nowhere = uid("no such visit")
-    await house.send(reserve(HOUSE, WILSON, 1, nowhere))
-    command = move_out(HOUSE, WILSON, 1, nowhere)
-    assert codes(await house.send(command)) == ["not_live"]
-
-    assert codes(await house.send(replace(command, left_behind=True))) == ["slot_taken"]
-
-    assert command.command_id not in house.database.tables.command
-
-
 async def test_a_visit_that_comes_into_a_slot_closed_meanwhile_is_displaced_and_that_is_told() -> None:
     house = await House().opened(HOUSE, WILSON)
     await house.send(book(HOUSE, 0), reserve(HOUSE, WILSON, 1, visit_id(HOUSE, 0)))
