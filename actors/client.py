@@ -523,6 +523,10 @@ class RayCalendarActors:
             ray.kill(handle)
         self._refs.clear()
 
+    def close(self) -> None:
+        """Look nobody up any more. The actors stay."""
+        self._look_ups.close()
+
     def _get_or_start(self, name: str) -> ActorHandle[Any]:
         return detached.get_or_start(
             RayCalendarActor,

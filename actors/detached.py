@@ -37,6 +37,10 @@ class LookUps:
             looking.add_done_callback(lambda ended: self._ended(what, ended))
         return await asyncio.shield(looking)
 
+    def close(self) -> None:
+        """Look no more; a look that is under way is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     def _ended(self, what: str, ended: asyncio.Future[Any]) -> None:
         del self._under_way[what]
         if not ended.cancelled():

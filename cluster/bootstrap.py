@@ -123,6 +123,7 @@ async def close_services(services: Services) -> None:
     await services.notifiers.stop()
     await services.supervisor.stop()
     await services.calendars.close()
+    services.calendar_actors.close()
     await services.redis.aclose()
     await services.lookups.close()
     await services.database.dispose()

@@ -83,6 +83,7 @@ class NotifierKeeper(Collector):
         """Ask no more. The actors stay: other API processes ask them too."""
         if self._keeping is not None:
             await tasks.end(self._keeping)
+        self._notifiers.close()
 
     async def _keep(self) -> None:
         since = await self._now()

@@ -212,6 +212,10 @@ class RayNotifiers:
         """End all that there are, in order."""
         await _stop(await self._look_ups.find(_ALL, partial(detached.running, self._namespace, (NAME,))))
 
+    def close(self) -> None:
+        """Look nobody up any more. The notifiers stay."""
+        self._look_ups.close()
+
     async def _run(self, name: str, config: NotifierConfig, since: datetime) -> Mapping[str, Any] | None:
         handle = self._handles.get(name)
         if handle is None:

@@ -29,6 +29,9 @@ async def test_who_asks_meanwhile_shares_one_look_and_it_outlives_whoever_gives_
     assert looks == ["look"]
     assert await look_ups.find("calendar", look) == "found"
     assert looks == ["look"] * 2, "what was found is not kept"
+    look_ups.close()
+    with pytest.raises(RuntimeError):
+        await look_ups.find("calendar", look)
 
 
 async def test_looks_that_hang_leave_everybody_elses_threads_free() -> None:
