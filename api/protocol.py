@@ -39,17 +39,30 @@ END: Final = "zapis.end"
 """Where an application leaves in a scope what ends an answer that goes on until the server stops."""
 ADMISSION: Final = "zapis.admission"
 """Where the application's lifespan leaves its ``Admission``."""
+HEAD_S: Final = 10.0
+"""How long the head of a request may take, from the connection or from its first byte on."""
 REFUSALS_KEPT: Final = 128
 """Refusals that need not be made anew: for one path and time to wait they differ in their id only."""
-_STATUS_LINES: Final = {400: b"HTTP/1.1 400 Bad Request", 503: b"HTTP/1.1 503 Service Unavailable"}
+_STATUS_LINES: Final = {
+    400: b"HTTP/1.1 400 Bad Request",
+    408: b"HTTP/1.1 408 Request Timeout",
+    503: b"HTTP/1.1 503 Service Unavailable",
+}
 _ANSWERED: Final = SimpleNamespace(response_complete=True, message_event=SimpleNamespace(set=lambda: None))
 """In place of uvicorn's cycle of a request and its response: there is nothing left to do for it."""
 _UNLIMITED: Final = frozenset(path.encode() for path in UNLIMITED_PATHS)
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Answers in one piece; what is not HTTP is a problem, and the connection's end: where would a request begin?"""
+    """Answers in one piece; what is not HTTP is a problem, and the connection's end: where would a request begin?
 
+    Who connects and sends nothing, or a head that never ends, is not waited for: uvicorn would, for ever.
+    """
+
+    _in_head = False
+    """Whether some of a request's head has come, and not all of it."""
+    _late: asyncio.TimerHandle | None = None
+    """Ends the wait for a head."""
     _resting: asyncio.TimerHandle | None = None
     """Ends the while in which nothing is heard, because something was turned away."""
     _held = b""
@@ -58,6 +71,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Take the connection over."""
         super().connection_made(cast(asyncio.Transport, _Together(transport, self.loop)))
+        self._late = self.loop.call_later(HEAD_S, self._end_late)
 
     def data_received(self, data: bytes) -> None:
         """Go on; a connection whose last request was turned away ends when nothing comes any more."""
@@ -67,6 +81,8 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             return
         super().data_received(data)
+        if self._in_head and self._late is None:
+            self._late = self.loop.call_later(HEAD_S, self._end_late)
         if (
             cast(object, self.cycle) is _ANSWERED
             and self.timeout_keep_alive_task is None
@@ -76,8 +92,17 @@ class HttpProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._in_head = True
+
     def on_headers_complete(self) -> None:
         """Begin the request, unless it is turned away."""
+        self._in_head = False
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         admission: Admission | None = self.app_state.get(ADMISSION)
         if admission is None or not admission.will_be_full or not self._is_plain():
             self._unset_keepalive_if_required()  # One that was turned away in the same piece has begun it.
@@ -106,15 +131,13 @@ class HttpProtocol(HttpToolsProtocol):
         if self._resting is not None:
             self._resting.cancel()
             self._rested()
+        if self._late is not None:
+            self._late.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         """The problem; ``msg`` is uvicorn's, and says no more than that."""
-        response = Problem("bad_request", "This is not a request by HTTP.").response()
-        response.headers["connection"] = "close"
-        self.headers = []
-        self._write(*_parts(response))
-        self.transport.close()
+        self._end_with(Problem("bad_request", "This is not a request by HTTP."))
 
     def shutdown(self) -> None:
         """Let what is under way end; what would go on for ever is told to."""
@@ -134,6 +157,22 @@ class HttpProtocol(HttpToolsProtocol):
         if admission is not None and cycle.scope["path"] not in UNLIMITED_PATHS:
             admission.begun += 1
             self.loop.call_soon(_is_counted, admission)
+
+    def _end_late(self) -> None:
+        self._late = None
+        if not getattr(self.cycle, "response_complete", True):  # The one before is still being answered.
+            self._late = self.loop.call_later(HEAD_S, self._end_late)
+        elif self._in_head and not self.transport.is_closing():
+            self._end_with(Problem("request_timeout", "The head of the request took too long."))
+        else:
+            self.transport.close()
+
+    def _end_with(self, problem: Problem) -> None:
+        response = problem.response()
+        response.headers["connection"] = "close"
+        self.headers = []
+        self._write(*_parts(response))
+        self.transport.close()
 
     def _body_length(self, scope: Mapping[str, object]) -> int | None:
         cycle = self.cycle  # Of the newest request, or of none: there may be another that was sent without waiting.

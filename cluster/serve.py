@@ -16,8 +16,9 @@ BACKLOG = 4096
 ACCEPTED_TOGETHER = 32
 """Connections in one round of the event loop. libuv accepts one for each listening descriptor, and where requests keep
 it busy its rounds are long: thousands who come at once would wait for seconds to be heard."""
-KEEP_ALIVE_S = 5
-"""More than what few who are turned away are told to wait (``api.middleware.TURNED_AWAY_FOR_S``)."""
+KEEP_ALIVE_S = 75
+"""Longer than anybody is told to stay away, and than proxies keep connections that they do not use (60 s: nginx, load
+balancers): whoever is about to close one sends nothing on it at that moment."""
 STARTUP_FAILURE = 3
 
 

@@ -14,8 +14,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 import api.middleware
+import api.protocol
 from api.errors import Problem
-from api.middleware import BODY_LENGTH, COMING_BACK_MAX, TURNED_AWAY_FOR_S, URL_BYTES_MAX, Admission, Proxies
+from api.middleware import (
+    BODY_LENGTH,
+    COMING_BACK_MAX,
+    TURNED_AWAY_FOR_S,
+    TURNED_AWAY_MAX_S,
+    URL_BYTES_MAX,
+    Admission,
+    Proxies,
+)
 from api.protocol import ADMISSION, HttpProtocol
 from cluster.serve import KEEP_ALIVE_S
 
@@ -201,7 +210,8 @@ async def test_who_asks_again_at_once_is_heard_later(monkeypatch: pytest.MonkeyP
 
 def test_how_long_that_is() -> None:
     told = int(Problem("unavailable", retry_after_s=TURNED_AWAY_FOR_S).response().headers["retry-after"])
-    assert told == TURNED_AWAY_FOR_S < KEEP_ALIVE_S
+    assert told == TURNED_AWAY_FOR_S
+    assert KEEP_ALIVE_S > 60 > TURNED_AWAY_MAX_S, "who is told to wait, or is a proxy, finds the connection there"
 
 
 def test_the_more_wait_the_longer_they_are_told_to() -> None:
@@ -288,6 +298,42 @@ async def test_what_is_begun_behind_a_refusal_is_not_cut_off() -> None:
     assert not connection.transport.closed, "an answer is on its way"
     connection.may_answer.set()
     await until(lambda: b"204" in connection.transport.written)
+
+
+async def test_nobody_is_waited_for_who_does_not_say_what_they_want(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.protocol, "HEAD_S", 0.1)
+    roomy = Admission(10, lambda _: None, NO_PROXIES)
+    silent, slow = Connection(admission=roomy), Connection(admission=roomy)
+    again, late = Connection(admission=roomy), Connection(admission=roomy)
+    again.protocol.data_received(GET + GET[:9])
+    late.may_answer.clear()
+    late.protocol.data_received(GET + GET[:9])
+    for part in (
+        GET[: GET.index(b"\r\n") + 2],
+        *[b"X-More: 1\r\n"] * 4,
+    ):  # Now and then a little is no reason to wait for longer.
+        await slow.sends(part)
+        await asyncio.sleep(0.04)
+    await until(lambda: silent.transport.closed and slow.transport.closed and again.transport.closed)
+    assert silent.transport.written == b""
+    assert slow.transport.written.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert b"connection: close" in slow.transport.written
+    assert orjson.loads(slow.transport.written.partition(b"\r\n\r\n")[2])["code"] == "request_timeout"
+    assert again.transport.written.startswith(b"HTTP/1.1 204")
+    assert b"408" in again.transport.written
+    assert not late.transport.closed, "what was asked before is being answered"
+    late.may_answer.set()
+    await until(lambda: late.transport.closed)
+    assert late.transport.written.startswith(b"HTTP/1.1 204")
+
+
+async def test_a_whole_head_is_no_longer_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.protocol, "HEAD_S", 0.05)
+    connection = Connection(admission=Admission(10, lambda _: None, NO_PROXIES))
+    await connection.sends(GET[:9], GET[9:])
+    await asyncio.sleep(0.15)
+    assert connection.transport.written.startswith(b"HTTP/1.1 204")
+    assert not connection.transport.closed, "it may send another"
 
 
 async def test_a_connection_that_says_nothing_more_ends() -> None:
