@@ -292,9 +292,12 @@ def evolve(calendar: Calendar, event: Event, at: datetime) -> Effect:
                     _slot_closed(calendar, slot)
             _touch(calendar, event.displaced, at)
         case ClosureRemoved():
-            windows = calendar.closures.pop(event.closure_id, ())
-            calendar.closed_by.pop(event.closure_id, None)
-            calendar.closures_over.discard(event.closure_id)
+            windows: tuple[Window, ...] = ()
+            if event.closure_id in calendar.closures_over:
+                calendar.closures_over.remove(event.closure_id)
+            else:
+                windows = calendar.closures.pop(event.closure_id)
+                del calendar.closed_by[event.closure_id]
             changes.closures.add(event.closure_id)
             for slot in calendar.slots_in(windows):
                 if slot.end > at:

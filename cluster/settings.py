@@ -39,6 +39,11 @@ def reason_of(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def wrong_master_key() -> str:
+    """What is said where the database knows another one."""
+    return f"{variable('master_key')}: the keys of this database were sealed under another one"
+
+
 class SettingsError(OperatorError):
     """A setting that is wrong, missing or unknown; the message names its variable."""
 

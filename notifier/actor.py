@@ -188,6 +188,7 @@ class RayNotifiers:
         self._namespace = namespace
         self._handles: dict[str, ActorHandle[Any]] = {}
         self._look_ups = detached.LookUps()
+        self._running = partial(detached.running, namespace, (NAME,))
 
     async def run(self, config: NotifierConfig, *, actors: int, since: datetime) -> Mapping[str, Mapping[str, Any]]:
         """Have so many work for each channel that has a provider, and no others; the figures of those that answer.
@@ -205,12 +206,12 @@ class RayNotifiers:
 
     async def status(self) -> Mapping[str, Mapping[str, Any]]:
         """The figures of all that there are, by name; whoever does not answer is left out."""
-        handles = await self._look_ups.find(_ALL, partial(detached.running, self._namespace, (NAME,)))
+        handles = await self._look_ups.find(_ALL, self._running)
         return await _answers({name: _ask(name, handle.status) for name, handle in handles.items()})
 
     async def stop(self) -> None:
         """End all that there are, in order."""
-        await _stop(await self._look_ups.find(_ALL, partial(detached.running, self._namespace, (NAME,))))
+        await _stop(await self._look_ups.find(_ALL, self._running))
 
     def close(self) -> None:
         """Look nobody up any more. The notifiers stay."""
@@ -233,7 +234,7 @@ class RayNotifiers:
 
     async def _there(self) -> Mapping[str, ActorHandle[Any]]:
         """Those that there are; while Ray does not say, those that were found before."""
-        found = await self._look(_ALL, partial(detached.running, self._namespace, (NAME,)))
+        found = await self._look(_ALL, self._running)
         return dict(self._handles) if found is None else found
 
     async def _look(self, what: str, look: Callable[[], Found]) -> Found | None:

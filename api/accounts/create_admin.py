@@ -13,7 +13,7 @@ from api.accounts.first_admin import create_admin
 from api.accounts.passwords import Passwords, hash_new_password
 from api.errors import Problem
 from api.fields import checked_login
-from cluster.settings import Settings, SettingsError, read_settings, variable
+from cluster.settings import Settings, SettingsError, read_settings, variable, wrong_master_key
 from persistence.database import open_database
 from persistence.repositories.users import LoginTaken
 from persistence.sealed import Unreadable, Vault
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     except LoginTaken:
         sys.stderr.write(f"the login {arguments[0]} is taken\n")
     except Unreadable:
-        sys.stderr.write(f"{variable('master_key')}: the keys of this database were sealed under another one\n")
+        sys.stderr.write(f"{wrong_master_key()}\n")
     except DatabaseUnavailable:
         sys.stderr.write(f"{variable('database_url')}: the database is unavailable\n")
     else:

@@ -12,7 +12,7 @@ import sys
 from datetime import UTC, datetime
 
 from api.accounts import tokens
-from cluster.settings import Settings, SettingsError, read_settings, variable
+from cluster.settings import Settings, SettingsError, read_settings, variable, wrong_master_key
 from persistence.database import open_database
 from persistence.sealed import Unreadable, Vault
 from persistence.unit_of_work import DatabaseUnavailable, UnitOfWork
@@ -25,7 +25,7 @@ def main() -> int:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
     except Unreadable:
-        sys.stderr.write(f"{variable('master_key')}: the keys of this database were sealed under another one\n")
+        sys.stderr.write(f"{wrong_master_key()}\n")
     except DatabaseUnavailable:
         sys.stderr.write(f"{variable('database_url')}: the database is unavailable\n")
     else:

@@ -141,6 +141,9 @@ def test_the_directory_is_refused_to_a_second_one(running: Up) -> None:
 
 
 def test_a_taken_port_is_named_before_anything_starts(directory: Path) -> None:
+    stale = directory / "taken" / "runtime.json"
+    stale.parent.mkdir()
+    stale.write_text("{}")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         answer = subprocess.run(
@@ -152,6 +155,7 @@ def test_a_taken_port_is_named_before_anything_starts(directory: Path) -> None:
     assert answer.returncode == 1
     assert answer.stderr == f"zapis: cannot serve on 127.0.0.1:{port}: address already in use\n"
     assert answer.stdout == ""
+    assert not stale.exists(), "what one that was killed had left is not believed"
 
 
 def test_other_commands_find_what_runs(running: Up) -> None:

@@ -308,10 +308,8 @@ async def test_nobody_is_waited_for_who_does_not_say_what_they_want(monkeypatch:
     again.protocol.data_received(GET + GET[:9])
     late.may_answer.clear()
     late.protocol.data_received(GET + GET[:9])
-    for part in (
-        GET[: GET.index(b"\r\n") + 2],
-        *[b"X-More: 1\r\n"] * 4,
-    ):  # Now and then a little is no reason to wait for longer.
+    # Now and then a little is no reason to wait for longer.
+    for part in (GET[: GET.index(b"\r\n") + 2], *[b"X-More: 1\r\n"] * 4):
         await slow.sends(part)
         await asyncio.sleep(0.04)
     await until(lambda: silent.transport.closed and slow.transport.closed and again.transport.closed)
