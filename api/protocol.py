@@ -123,17 +123,20 @@ class HttpProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over, with nothing left of what was turned away on it."""
         self._unset_keepalive_if_required()
-        self.cycle = None  # type: ignore[assignment]  # as it is at the beginning
         super().handle_websocket_upgrade()
+        self.parser = None  # type: ignore[assignment]  # as when the connection is lost
+        self._let_go()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of it."""
+        """Let go of it, and of all that holds it in turn: thousands that go would else wait for one long collection."""
         if self._resting is not None:
             self._resting.cancel()
             self._rested()
         if self._late is not None:
             self._late.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # After a reset too.
+        self._let_go()
 
     def send_400_response(self, msg: str) -> None:
         """The problem; ``msg`` is uvicorn's, and says no more than that."""
@@ -182,6 +185,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _abort(self) -> None:
         self.transport.abort()
+
+    def _let_go(self) -> None:
+        self.pipeline.clear()
+        self.cycle = None  # type: ignore[assignment]  # as it is at the beginning
+        self.scope = None  # type: ignore[assignment]  # as well
 
     def _hear(self) -> None:
         """What came meanwhile, and what comes."""

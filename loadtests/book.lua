@@ -1,5 +1,5 @@
 -- For wrk: sends each of the prepared requests in a file once, and prints what came back as one line of JSON.
--- The requests stand one after the other, each ended by a NUL.
+-- The requests stand one after the other, each ended by a NUL. Before the first is sent it says "begun".
 
 local threads = {}
 
@@ -18,6 +18,10 @@ function init(arguments)
 end
 
 function request()
+    if position == 0 then
+        print("begun")
+        io.flush()
+    end
     position = position + 1
     if position > #requests then
         exhausted = 1

@@ -18,6 +18,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 SCRIPT = Path(__file__).with_name("book.lua")
+BEGUN = b"begun\n"
+"""What it prints when all requests are read."""
 ANSWER_TIMEOUT_S = 20.0
 GRACE_S = 30.0
 
@@ -59,19 +61,24 @@ def generator_name() -> str:
     return "wrk" if shutil.which("wrk") else "asyncio"
 
 
-async def drive(url: str, requests: Sequence[bytes], *, connections: int, seconds: float) -> Outcome:
-    """Send the requests, each once, until the seconds have passed.
+async def drive(
+    url: str, requests: Sequence[bytes], *, connections: int, seconds: float, begun: asyncio.Event | None = None
+) -> Outcome:
+    """Send the requests, each once, until the seconds have passed. ``begun`` is set when the first connects.
 
     Raises:
         RuntimeError: the requests were too few for so long, or the generator failed.
     """
     assert len(requests) > connections, "a round needs more requests than connections"
+    begun = begun or asyncio.Event()
     if generator_name() == "wrk":
-        return await _drive_with_wrk(url, requests, connections, seconds)
-    return await _drive_ourselves(url, requests, connections, seconds)
+        return await _drive_with_wrk(url, requests, connections, seconds, begun)
+    return await _drive_ourselves(url, requests, connections, seconds, begun)
 
 
-async def _drive_with_wrk(url: str, requests: Sequence[bytes], connections: int, seconds: float) -> Outcome:
+async def _drive_with_wrk(
+    url: str, requests: Sequence[bytes], connections: int, seconds: float, begun: asyncio.Event
+) -> Outcome:
     with tempfile.NamedTemporaryFile(prefix="zapis-requests-") as file:
         file.writelines(request + b"\0" for request in requests)
         file.flush()
@@ -82,9 +89,15 @@ async def _drive_with_wrk(url: str, requests: Sequence[bytes], connections: int,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
+        assert process.stdout is not None
+        output = b""
         try:
             async with asyncio.timeout(seconds + ANSWER_TIMEOUT_S + GRACE_S):
-                output, _ = await process.communicate()
+                async for line in process.stdout:
+                    output += line
+                    if line == BEGUN:
+                        begun.set()
+                await process.wait()
         finally:
             if process.returncode is None:
                 process.kill()
@@ -98,12 +111,15 @@ async def _drive_with_wrk(url: str, requests: Sequence[bytes], connections: int,
     return Outcome(**figures)
 
 
-async def _drive_ourselves(url: str, requests: Sequence[bytes], connections: int, seconds: float) -> Outcome:
+async def _drive_ourselves(
+    url: str, requests: Sequence[bytes], connections: int, seconds: float, begun: asyncio.Event
+) -> Outcome:
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
     began = loop.time()
     round_ = _Round(iter(requests), loop.time() + seconds)
     clients = []
+    begun.set()
     for _ in range(connections):
         _, client = await loop.create_connection(lambda: _Client(round_), parts.hostname or "", parts.port or 80)
         clients.append(client)
