@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +63,8 @@ class Transport:
 
     def resume_reading(self) -> None:
         self.reading = True
+
+    def set_protocol(self, protocol: object) -> None: ...
 
     def get_extra_info(self, name: str) -> object:
         return (self.client, 40_000) if name == "peername" and self.client is not None else None
@@ -247,6 +251,44 @@ async def test_nothing_is_left_of_a_connection_that_ends_meanwhile(error: Except
     assert resting is not None
     connection.protocol.connection_lost(error)
     assert resting.cancelled()
+
+
+@pytest.mark.parametrize("error", [None, ConnectionResetError()])
+@pytest.mark.parametrize("room", [0, 10])
+@pytest.mark.parametrize("request_", [GET, GET + GET, POST, GET[:9], b""])
+async def test_a_connection_that_ends_is_freed_at_once(request_: bytes, room: int, error: Exception | None) -> None:
+    connection = Connection(keep_alive_s=60, admission=Admission(room, lambda _: None, NO_PROXIES))
+    await connection.sends(request_)
+    freed = weakref.ref(connection.protocol)
+    gc.disable()  # Thousands that end together would wait for one long collection, and all others with them.
+    try:
+        connection.protocol.connection_lost(error)
+        del connection.protocol
+        await until(lambda: freed() is None)
+    finally:
+        gc.enable()
+
+
+async def test_nothing_of_a_request_is_left_of_what_became_a_websocket() -> None:
+    class WebSocket:
+        def __init__(self, **_: object) -> None: ...
+
+        def connection_made(self, _: object) -> None: ...
+
+        def data_received(self, _: bytes) -> None: ...
+
+    connection = Connection(admission=Admission(10, lambda _: None, NO_PROXIES))
+    connection.protocol.ws_protocol_class = WebSocket  # type: ignore[assignment]  # all that is asked of it
+    connection.protocol.data_received(GET)
+    await asyncio.sleep(0.01)
+    gc.disable()
+    try:
+        connection.protocol.data_received(GET[:-2] + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        freed = weakref.ref(connection.protocol)
+        del connection.protocol
+        await until(lambda: freed() is None)
+    finally:
+        gc.enable()
 
 
 async def test_what_a_closed_connection_held_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
