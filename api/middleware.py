@@ -30,7 +30,7 @@ URL_BYTES_MAX: Final = 8 * 1024
 HEADER_BYTES_MAX: Final = 32 * 1024
 FORWARDED_MAX: Final = 20
 CLOSE: Final = {"Connection": "close"}
-ROOM_FOR_S: Final = 0.25
+ROOM_FOR_S: Final = 0.15
 """How long somebody waits who is let in last, and how often it is looked how quickly requests are answered."""
 ROOM_MIN: Final = 600
 """Requests under way at once, before it is known how quickly they are answered, and where that is slow."""
