@@ -120,22 +120,20 @@ class HttpProtocol(HttpToolsProtocol):
             self._resting = self.loop.call_later(admission.away_for_s * uniform(0.5, 1.0), self._hear)
             admission.resting += 1
 
+    def on_response_complete(self) -> None:
+        """Go on with what waits, or for the next request; not on a connection that is a WebSocket's by now."""
+        if self.parser is not None:
+            super().on_response_complete()
+
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over, with nothing left of what was turned away on it."""
-        self._unset_keepalive_if_required()
         super().handle_websocket_upgrade()
         self.parser = None  # type: ignore[assignment]  # as when the connection is lost
         self._let_go()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of it, and of all that holds it in turn: thousands that go would else wait for one long collection."""
-        if self._resting is not None:
-            self._resting.cancel()
-            self._rested()
-        if self._late is not None:
-            self._late.cancel()
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()  # After a reset too.
         self._let_go()
 
     def send_400_response(self, msg: str) -> None:
@@ -187,6 +185,13 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _let_go(self) -> None:
+        """End the timers, and the circle: a request holds its connection by what its scope can do to it."""
+        for timer in (self._late, self._resting):
+            if timer is not None:
+                timer.cancel()
+        if self._resting is not None:
+            self._rested()
+        self._unset_keepalive_if_required()
         self.pipeline.clear()
         self.cycle = None  # type: ignore[assignment]  # as it is at the beginning
         self.scope = None  # type: ignore[assignment]  # as well

@@ -118,6 +118,7 @@ class Bench:
             try:
                 outcome = await drive(self._server.url, requests, connections=connections, seconds=seconds, begun=begun)
             finally:
+                begun.set()
                 stopping.set()
         return Step(
             connections=connections,

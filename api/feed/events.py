@@ -103,6 +103,7 @@ async def follow_changes(
             raise Problem("not_found", "There is no such doctor.") from None
         leave_admission(request.scope)
         request.scope[END] = reader.lose
+        stack.callback(request.scope.pop, END, None)  # It holds the scope in turn.
         return EventStream(_events(request, reader, first, messages), stack.pop_all())
     raise AssertionError("the stack swallows nothing")
 

@@ -255,21 +255,29 @@ async def test_nothing_is_left_of_a_connection_that_ends_meanwhile(error: Except
 
 @pytest.mark.parametrize("error", [None, ConnectionResetError()])
 @pytest.mark.parametrize("room", [0, 10])
+@pytest.mark.parametrize("answered", [True, False])
 @pytest.mark.parametrize("request_", [GET, GET + GET, POST, GET[:9], b""])
-async def test_a_connection_that_ends_is_freed_at_once(request_: bytes, room: int, error: Exception | None) -> None:
+async def test_a_connection_that_ends_is_freed_at_once(
+    request_: bytes, answered: bool, room: int, error: Exception | None
+) -> None:
     connection = Connection(keep_alive_s=60, admission=Admission(room, lambda _: None, NO_PROXIES))
+    if not answered:
+        connection.may_answer.clear()
     await connection.sends(request_)
     freed = weakref.ref(connection.protocol)
     gc.disable()  # Thousands that end together would wait for one long collection, and all others with them.
     try:
         connection.protocol.connection_lost(error)
         del connection.protocol
+        connection.may_answer.set()
         await until(lambda: freed() is None)
     finally:
         gc.enable()
 
 
-async def test_nothing_of_a_request_is_left_of_what_became_a_websocket() -> None:
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("room", [0, 10])
+async def test_nothing_of_a_request_is_left_of_what_became_a_websocket(room: int, answered: bool) -> None:
     class WebSocket:
         def __init__(self, **_: object) -> None: ...
 
@@ -277,15 +285,22 @@ async def test_nothing_of_a_request_is_left_of_what_became_a_websocket() -> None
 
         def data_received(self, _: bytes) -> None: ...
 
-    connection = Connection(admission=Admission(10, lambda _: None, NO_PROXIES))
+    admission = Admission(room, lambda _: None, NO_PROXIES)
+    connection = Connection(admission=admission)
     connection.protocol.ws_protocol_class = WebSocket  # type: ignore[assignment]  # all that is asked of it
-    connection.protocol.data_received(GET)
-    await asyncio.sleep(0.01)
+    if not answered:
+        connection.may_answer.clear()
     gc.disable()
     try:
-        connection.protocol.data_received(GET[:-2] + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        connection.protocol.data_received(GET + GET[:-2] + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        assert admission.resting == 0
+        upgraded = connection.protocol
+        connection.may_answer.set()
+        await until(lambda: b"HTTP/1.1 " in connection.transport.written)
+        await asyncio.sleep(0)
+        assert upgraded.timeout_keep_alive_task is None, "it would end what is another's by now"
         freed = weakref.ref(connection.protocol)
-        del connection.protocol
+        del connection.protocol, upgraded
         await until(lambda: freed() is None)
     finally:
         gc.enable()
