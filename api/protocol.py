@@ -117,7 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
         # What a proxy sends next may be another's.
         if self._resting is None and self.client is not None and self.client[0] not in admission.proxies:
             # Not all at once: they came together, they should not come back together.
-            self._resting = self.loop.call_later(admission.away_for_s * uniform(0.5, 1.0), self._hear)
+            self._resting = self.loop.call_later(admission.away_for_s * uniform(0.85, 1.0), self._hear)
             admission.resting += 1
 
     def on_response_complete(self) -> None:
