@@ -64,8 +64,9 @@ def generator_name() -> str:
 async def drive(
     url: str, requests: Sequence[bytes], *, connections: int, seconds: float, begun: asyncio.Event | None = None
 ) -> Outcome:
-    """Send the requests, each once, until the seconds have passed. ``begun`` is set just before the first
-    connects.
+    """Send the requests, each once, until the seconds have passed.
+
+    ``begun`` is set just before the first connects.
 
     Raises:
         RuntimeError: the requests were too few for so long, or the generator failed.
