@@ -27,6 +27,7 @@ from actors.messages import (
     Event,
     ExpireHolds,
     FinishMove,
+    MoveOut,
     PublishSlots,
     Rejected,
     Reply,
@@ -72,7 +73,9 @@ class Entry:
     def stores_answer(self) -> bool:
         """Whether a repeat is to be answered from the command table."""
         if isinstance(self.outcome, Rejected):
-            return self.told_pending
+            # Of a move that somebody else has decided meanwhile nothing is to be said: then there are no events.
+            left_behind = isinstance(self.command, MoveOut) and self.command.left_behind and bool(self.events)
+            return self.told_pending or left_behind
         steps = ReserveForMove | AbortMove | FinishMove | ExpireHolds
         return not (isinstance(self.command, steps) or self.only_tries)
 

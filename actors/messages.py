@@ -266,6 +266,9 @@ class MoveOut(Command):
     target_doctor_id: str
     slot: NewSlot
     if_version: int | None = None
+    left_behind: bool = False
+    """Whether who asked for the move has been told nothing of it yet: then a refusal is kept for them, as one of what
+    was pending is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ row and do the next step. Every step may be repeated.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,6 +25,7 @@ from actors.messages import (
     MoveOut,
     NewSlot,
     NotDecided,
+    Pending,
     RefusedFor,
     Rejected,
     Reply,
@@ -45,6 +47,8 @@ _APPOINTMENT = text(
 
 
 _NOT_KNOWN = NotDecided(why=RefusedFor.UNAVAILABLE)
+PENDING_MAX = 1000
+"""Moves to be driven on soon. Past it they are found by their rows, a little later."""
 
 
 class MoveDriver:
@@ -54,10 +58,14 @@ class MoveDriver:
         self._database = database
         self._calendars = calendars
         self._deadline = timedelta(seconds=deadline_s)
+        self._pending: set[str] = set()
 
     async def move(self, reserve: ReserveForMove) -> Reply:
-        """The reply to a move that begins with ``reserve``: ``Done`` once the target has taken it in."""
-        reserved = await self._calendars.send(reserve)
+        """The reply to a move that begins with ``reserve``: ``Done`` once the target has taken it in.
+
+        Who does not want to wait for the commit is told ``Pending`` once the slot is kept and the source has decided.
+        """
+        reserved = await self._calendars.send(replace(reserve, respond_async=False))
         if not isinstance(reserved, Done):
             return reserved
         if "appointment" in reserved.answer:
@@ -82,6 +90,11 @@ class MoveDriver:
             )
         )
 
+    def take_pending(self) -> set[str]:
+        """Moves that are to be driven on, as their callers were told ``Pending``: each is named once."""
+        taken, self._pending = self._pending, set()
+        return taken
+
     async def drive_on(self, move_id: str) -> Reply | None:
         """Take a move that was left behind to its end; ``None`` if it has ended."""
         row = await self._read(_MOVE, move_id)
@@ -102,6 +115,7 @@ class MoveDriver:
                         target_doctor_id=row.target_doctor_id,
                         slot=_new_slot(request["slot"]),
                         if_version=request["if_version"],
+                        left_behind=True,
                     )
                 )
             case "moved" | "aborted":
@@ -113,6 +127,8 @@ class MoveDriver:
     async def _let_go(self, move_out: MoveOut) -> Reply:
         """Step (b), and what follows from its outcome."""
         reply = await self._calendars.send(move_out)
+        if isinstance(reply, Pending) and len(self._pending) < PENDING_MAX:
+            self._pending.add(move_out.move_id)
         if not isinstance(reply, Done | Rejected):
             return reply
         row = await self._read(_MOVE, move_out.move_id)

@@ -85,7 +85,7 @@ class Supervisor:
             now = datetime.now(UTC)
             doctor_ids, move_ids = await self._due(now)
             self._expiring.begin(doctor_ids)
-            self._moving.begin(move_ids)
+            self._moving.begin([*self._moves.take_pending(), *move_ids])
             await self._forget(now)
         except (SQLAlchemyError, OSError) as failure:
             log.warning("supervisor_round_failed", reason=type(failure).__name__)

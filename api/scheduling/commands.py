@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 from fastapi import Request
@@ -25,6 +25,7 @@ from persistence.sealed import Vault, place
 from persistence.unit_of_work import DatabaseUnavailable
 
 LOOK_UP_TIMEOUT_S: Final = 1.0
+CommandT = TypeVar("CommandT", bound=Command)
 
 
 class AnsweredPending(Exception):
@@ -106,8 +107,14 @@ def encode_sealed(sealed: bytes) -> str:
     return base64.b64encode(sealed).decode()
 
 
-async def run(services: Services, command: Command, *, key: str | None = None) -> Mapping[str, Any]:
-    """The answer to a command, which has its id from the ``key`` if there is one.
+async def run(
+    services: Services,
+    command: CommandT,
+    *,
+    key: str | None = None,
+    send: Callable[[CommandT], Awaitable[Reply]] | None = None,
+) -> Mapping[str, Any]:
+    """The answer to a command, which has its id from the ``key`` if there is one; ``send`` asks for it.
 
     Raises:
         Rejection: it was refused.
@@ -123,7 +130,7 @@ async def run(services: Services, command: Command, *, key: str | None = None) -
         )
         if known is not None:
             return answer_of(known)
-    return answer_of(await services.calendars.send(command))
+    return answer_of(await (send or services.calendars.send)(command))
 
 
 async def stored(services: Services, *, command_id: str, user_id: str, fingerprint: str) -> Reply | None:

@@ -146,7 +146,7 @@ class Scheduling:
             if not self._services.policy.cross_doctor_moves:
                 raise Problem("forbidden", "A visit cannot be moved to another doctor here.")
             reserve = ReserveForMove(
-                **header | {"respond_async": False},
+                **header,
                 # Of the request, not of its key alone: under one key a move to another slot is another move.
                 move_id=str(uuid.uuid5(_MOVES, f"{header['command_id']} {header['fingerprint']}")),
                 slot_id=body.slot_id,
@@ -155,7 +155,7 @@ class Scheduling:
                 hold_id=body.hold_id,
                 if_version=if_version,
             )
-            return commands.answer_of(await self._services.moves.move(reserve))
+            return await commands.run(self._services, reserve, key=key, send=self._services.moves.move)
 
         return await self._follow(appointment_id, send, unaddressed, if_version, key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from sqlalchemy import text
 
 from actors.messages import Command, FinishMove, MoveOut, NotDecided, RefusedFor, Reply
 from api.scheduling.commands import keyed_command_id
+from cluster.supervisor import MOVE_LEFT_BEHIND
 from persistence.identifiers import new_id
 from tests.integration.practice import Practice, content, days_on, eventually, instant, refusal
 from tests.people import Person
@@ -183,6 +185,38 @@ async def test_a_move_under_the_key_of_one_that_was_refused_moves_its_own_visit(
     assert (await practice.get(anna, f"/v1/appointments/{wanted['id']}"))["slot_id"] == free
     assert await practice.get(anna, f"/v1/appointments/{refused['id']}") == refused
     assert content(await move(wanted, free), 200)["id"] == wanted["id"]
+    assert await practice.differences() == []
+
+
+async def test_a_move_left_behind_that_is_refused_says_so_at_its_address(
+    practice: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna = await practice.people.patient()
+    _, (one, *_) = await practice.doctor_with_slots(first=days_on(3))
+    target, (kept, *_) = await practice.doctor_with_slots(first=days_on(4))
+    _, (same_time, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = await practice.book(anna, one)
+    stuck = _StuckMoves(practice, monkeypatch)
+
+    async def move(slot: str) -> httpx.Response:
+        path = f"/v1/appointments/{visit['id']}/reschedule"
+        return await practice.send(anna, "POST", path, {"slot_id": slot}, idempotency_key="move")
+
+    address = f"/v1/commands/{keyed_command_id(anna.user_id, 'move')}"
+    assert refusal(await move(kept)) == "503 unavailable"
+    assert (await practice.get(anna, address))["status"] == "pending"
+    await practice.book(anna, same_time)
+    stuck.go_on()
+    await stuck.drive_on()
+
+    outcome = await practice.get(anna, address)
+    assert (outcome["status"], outcome["problem"]["code"]) == ("rejected", "patient_overlap")
+    assert refusal(await move(kept)) == "409 patient_overlap"
+    assert await practice.get(anna, f"/v1/appointments/{visit['id']}") == visit
+    assert await practice.slot_status(target, kept) == "free"
+    async with practice.api.services.unit_of_work() as work:
+        told = text("SELECT count(*) FROM outbox WHERE kind = 'refused' AND user_id = :id")
+        assert await work.connection.scalar(told, {"id": anna.user_id}) == 1
     assert await practice.differences() == []
 
 
@@ -467,6 +501,32 @@ async def test_a_command_that_nobody_waits_for_can_be_followed(practice: Practic
     assert [hold["slot_id"] for hold in (await practice.get(anna, "/v1/holds"))["items"]] == [three]
     # What was true when it was decided, not what has become of it.
     assert (await practice.get(anna, f"/v1/commands/{pending}"))["appointment"]["status"] == "booked"
+
+
+async def test_a_move_to_another_doctor_that_nobody_waits_for_comes_about(practice: Practice) -> None:
+    anna = await practice.people.patient()
+    _, (one, *_) = await practice.doctor_with_slots(first=days_on(3))
+    wilson, (elsewhere, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit = await practice.book(anna, one)
+    path = f"/v1/appointments/{visit['id']}"
+
+    hurry = {"idempotency_key": "across", "prefer": "respond-async"}
+    pending = await practice.send(anna, "POST", f"{path}/reschedule", {"slot_id": elsewhere}, **hurry)
+    command_id = content(pending, 202)["command_id"]
+    moved = (await _outcome(practice, anna, command_id))["appointment"]
+
+    assert (moved["doctor_id"], moved["slot_id"], moved["version"]) == (wilson.doctor_id, elsewhere, 2)
+    # The rest does not wait until the move looks as if it were left behind.
+    asked_at = time.monotonic()
+
+    async def is_taken_in() -> bool:
+        return await practice.slot_status(wilson, elsewhere) == "booked"
+
+    await eventually(is_taken_in)
+    assert time.monotonic() - asked_at < MOVE_LEFT_BEHIND.total_seconds() / 2
+    again = await practice.send(anna, "POST", f"{path}/reschedule", {"slot_id": elsewhere}, **hurry)
+    assert content(again, 200) == moved
+    assert await practice.differences() == []
 
 
 async def test_a_command_is_pending_until_it_is_committed(practice: Practice) -> None:

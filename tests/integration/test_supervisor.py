@@ -50,6 +50,9 @@ class Moves:
     def __init__(self) -> None:
         self.driven: list[str] = []
 
+    def take_pending(self) -> set[str]:
+        return set()
+
     async def drive_on(self, move_id: str) -> None:
         self.driven.append(move_id)
         if len(self.driven) == 1:

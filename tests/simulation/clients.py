@@ -220,7 +220,7 @@ class Clients:
                 return await api.calendars.send(command)
             return await api.moves.move(
                 ReserveForMove(
-                    **header | {"respond_async": False},
+                    **header,
                     doctor_id=doctor,
                     move_id=move_of(request.name),
                     slot_id=wanted_id,
