@@ -25,7 +25,7 @@ from starlette.responses import Response
 
 from actors.messages import Requester, Role
 from api.accounts.tokens import InvalidToken
-from api.errors import MEDIA_TYPE, PROBLEMS, Problem, invalid, title
+from api.errors import MEDIA_TYPE, PROBLEMS, TOKEN_PATH, Problem, invalid, title
 from api.fields import rfc3339
 from api.gate import Gate
 from api.middleware import client_address
@@ -112,7 +112,7 @@ class _BearerToken(SecurityBase):
 
     def __init__(self) -> None:
         self.model = OAuth2Model(
-            flows=OAuthFlows(password=OAuthFlowPassword(tokenUrl="/v1/auth/token", refreshUrl="/v1/auth/token"))
+            flows=OAuthFlows(password=OAuthFlowPassword(tokenUrl=TOKEN_PATH, refreshUrl=TOKEN_PATH))
         )
         self.scheme_name = "bearer"
 

@@ -29,6 +29,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 ERRORS_MAX: Final = 50
 POINTER_LENGTH_MAX: Final = 200
 RETRY_AFTER_S: Final = 2
+TOKEN_PATH: Final = "/v1/auth/token"
 
 PROBLEMS: Final[Mapping[str, tuple[int, str]]] = {
     # Of the calendar
@@ -131,11 +132,11 @@ class Problem(Exception):
         return body | self.members
 
     def response(self, path: str | None = None) -> Response:
-        """The problem as an answer to a request for ``path``."""
-        instance = None if path is None else quote(path, errors="replace")
-        return Response(
-            orjson.dumps(self.body(instance)), status_code=self.status, headers=self.headers, media_type=MEDIA_TYPE
-        )
+        """The problem as an answer to a request for ``path``; who wants a token gets RFC 6749's ``error``, too."""
+        body = self.body(None if path is None else quote(path, errors="replace"))
+        if path == TOKEN_PATH:
+            body.setdefault("error", _rfc6749_error(self.status))
+        return Response(orjson.dumps(body), status_code=self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
 class UnreadableBody(HTTPException):
@@ -144,6 +145,18 @@ class UnreadableBody(HTTPException):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.status)
         self.problem = problem
+
+
+def _rfc6749_error(status: int) -> str:
+    match status:
+        case 401:
+            return "invalid_grant"
+        case 429 | 503:
+            return "temporarily_unavailable"
+        case 500:
+            return "server_error"
+        case _:
+            return "invalid_request"
 
 
 def broken_off() -> Problem:

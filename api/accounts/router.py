@@ -22,10 +22,9 @@ from api.dependencies import (
     problems,
     tagged,
 )
-from api.errors import Problem, UnreadableBody, broken_off, invalid, problem_of
+from api.errors import broken_off, invalid
 from api.routing import FORM, Json, check_content_type
 from api.routing import router as make_router
-from persistence.unit_of_work import DatabaseUnavailable
 
 router = make_router(prefix="/v1", tag="Accounts and patients")
 well_known = make_router(tag="Accounts and patients")
@@ -76,32 +75,26 @@ async def register(
 )
 async def issue_token(request: Request, services: TheServices, gate: TheGate) -> Response:
     """Sign in, or go on with a refresh token (RFC 6749, sections 4.3 and 6)."""
-    try:
-        check_content_type(request, FORM)
-        form = await _form(request)
-        match form.get("grant_type"):
-            case "password":
-                tokens = await sessions.sign_in(
-                    services,
-                    gate,
-                    username=_given(form, "username"),
-                    password=_given(form, "password"),
-                    address=address_of(request),
-                    device=request.headers.get("user-agent", ""),
-                )
-            case "refresh_token":
-                tokens = await sessions.refresh(services, gate, _given(form, "refresh_token"))
-            case None | "":
-                raise invalid("/grant_type", "Field required")
-            case _:
-                problem = invalid("/grant_type", "This should be password or refresh_token.")
-                problem.members["error"] = "unsupported_grant_type"
-                raise problem
-    except (Problem, UnreadableBody, DatabaseUnavailable) as error:
-        refusal = problem_of(error)
-        assert refusal is not None, "all are problems"
-        refusal.members.setdefault("error", _rfc6749_error(refusal.status))
-        raise refusal from error
+    check_content_type(request, FORM)
+    form = await _form(request)
+    match form.get("grant_type"):
+        case "password":
+            tokens = await sessions.sign_in(
+                services,
+                gate,
+                username=_given(form, "username"),
+                password=_given(form, "password"),
+                address=address_of(request),
+                device=request.headers.get("user-agent", ""),
+            )
+        case "refresh_token":
+            tokens = await sessions.refresh(services, gate, _given(form, "refresh_token"))
+        case None | "":
+            raise invalid("/grant_type", "Field required")
+        case _:
+            problem = invalid("/grant_type", "This should be password or refresh_token.")
+            problem.members["error"] = "unsupported_grant_type"
+            raise problem
     return Json(
         {
             "access_token": tokens.access_token,
@@ -256,13 +249,3 @@ def _given(form: dict[str, str], name: str) -> str:
     if "\x00" in value:
         raise invalid(f"/{name}", "This must not contain NUL characters.")
     return value
-
-
-def _rfc6749_error(status: int) -> str:
-    match status:
-        case 401:
-            return "invalid_grant"
-        case 429 | 503:
-            return "temporarily_unavailable"
-        case _:
-            return "invalid_request"

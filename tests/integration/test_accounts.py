@@ -369,6 +369,13 @@ async def test_a_token_request_as_json_is_refused(api: Application) -> None:
     assert problem(answer, 415, "unsupported_media_type")["error"] == "invalid_request"
 
 
+async def test_a_token_request_that_gets_nowhere_has_its_error_too(api: Application) -> None:
+    long = await api.http.post("/v1/auth/token", data={"username": "x" * 2_000_000})
+    assert problem(long, 413, "content_too_large")["error"] == "invalid_request"
+    assert problem(await api.http.get("/v1/auth/token"), 405, "method_not_allowed")["error"] == "invalid_request"
+    assert "error" not in problem(await api.http.get("/v1/auth/login"), 404, "not_found")
+
+
 async def refreshed(api: Application, token: str) -> httpx.Response:
     return await api.http.post("/v1/auth/token", data={"grant_type": "refresh_token", "refresh_token": token})
 
