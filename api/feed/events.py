@@ -17,6 +17,7 @@ from fastapi import Header, Path, Query, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from actors import tasks
 from api.dependencies import CurrentUser, authenticate, gate_of, problems
 from api.errors import Problem
 from api.feed.calendars import CalendarReader, Lost, NoSuchDoctor, Said, TooSlow
@@ -59,12 +60,25 @@ class EventStream(StreamingResponse):
         self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them; who asks by HEAD wants none."""
+        """Send them until they end or nobody is there any more; who asks by HEAD wants none.
+
+        Not in a task group, as others do: what a cancelled one has raised holds all this until a garbage collection.
+        """
         async with self._stack:
             if scope.get(HEAD):
                 await Response(media_type=self.media_type)(scope, receive, send)
-            else:
-                await super().__call__(scope, receive, send)
+                return
+            both = (
+                asyncio.create_task(self.stream_response(send), name="send events"),
+                asyncio.create_task(self.listen_for_disconnect(receive), name="listen for a disconnect"),
+            )
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await tasks.end(*both)
+            for task in both:
+                if not task.cancelled():
+                    task.result()
 
 
 @router.get(

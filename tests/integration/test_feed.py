@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +23,7 @@ import api.feed.connection
 import api.feed.events
 from actors.changes import Change
 from api.accounts.tokens import AccessTokens
+from api.feed.calendars import CalendarReader
 from api.feed.windows import FeedWindow
 from persistence.identifiers import new_id
 from tests.integration.feeds import JSON, feed, served
@@ -338,6 +342,35 @@ async def test_who_asks_for_the_head_of_a_stream_gets_that(practice: Practice, p
         answer = await client.head(f"http://127.0.0.1:{port}/v1/doctors/{doctor.doctor_id}/changes")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_nothing_is_left_of_a_stream_that_has_ended(
+    practice: Practice, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for a garbage collection: thousands that end together make a long one."""
+    doctor, _ = await practice.doctor_with_slots(1)
+    patient = await practice.people.patient()
+    readers: list[weakref.ref[CalendarReader]] = []
+
+    class Seen(CalendarReader):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            readers.append(weakref.ref(self))
+
+    monkeypatch.setattr(api.feed.events, "CalendarReader", Seen)
+    gc.disable()
+    try:
+        async with httpx.AsyncClient(headers=patient.headers) as client:
+            url = f"http://127.0.0.1:{port}/v1/doctors/{doctor.doctor_id}/changes"
+            async with client.stream("GET", url) as stream:
+                await anext(stream.aiter_lines())
+
+        async def is_freed() -> bool:
+            return [reader() for reader in readers] == [None]
+
+        await eventually(is_freed)
+    finally:
+        gc.enable()
 
 
 async def test_the_same_changes_as_events_over_http(practice: Practice, port: int) -> None:

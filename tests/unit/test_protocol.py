@@ -212,6 +212,19 @@ async def test_who_asks_again_at_once_is_heard_later(monkeypatch: pytest.MonkeyP
     connection.protocol.connection_lost(None)
 
 
+async def test_who_asks_again_at_once_is_not_heard_much_sooner_than_told() -> None:
+    for _ in range(100):
+        connection = Connection()
+        before = asyncio.get_running_loop().time()
+        connection.protocol.data_received(GET)
+        resting = connection.protocol._resting
+        assert resting is not None
+        after = asyncio.get_running_loop().time()
+        assert resting.when() - before >= 0.85 * TURNED_AWAY_FOR_S
+        assert resting.when() - after <= TURNED_AWAY_FOR_S
+        connection.protocol.connection_lost(None)
+
+
 def test_how_long_that_is() -> None:
     told = int(Problem("unavailable", retry_after_s=TURNED_AWAY_FOR_S).response().headers["retry-after"])
     assert told == TURNED_AWAY_FOR_S
