@@ -81,8 +81,8 @@ and whoever drives it (the API, else the supervisor) takes the next step. Each s
            ▲       └── MoveRefused ─────────▶ aborted ─── ReservationReleased ──▶ released
            └───────────────────────── a new attempt under the same key ──────────────┘
 
-Who waits for a move no longer (it is pending, or its driver is gone) finds a refusal under its id, as that of any
-command that was pending; whoever drives it on says so (``MoveOut.left_behind``).
+Whoever was told that a move is pending finds a refusal under its id, as that of any such command: who drives it on says
+so (``MoveOut.left_behind``).
 
 There is one appointment row all the while. Its doctor changes in (b), so a patient's 09:00 may become 09:15 elsewhere
 without overlapping itself. Only ``aborted`` frees the reservation. An activation that finds a ``moved`` one takes the

@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.calendar import Calendar
 from actors.changes import Effect
-from actors.errors import IdempotencyKeyReused
+from actors.errors import IdempotencyKeyReused, NotLive
 from actors.journal import Append, AuditRow, CalendarRow, CommandRow, EventRow, StoredAnswer, collect_changes, move_row
 from actors.messages import (
     COMMANDS,
@@ -73,9 +73,11 @@ class Entry:
     def stores_answer(self) -> bool:
         """Whether a repeat is to be answered from the command table."""
         if isinstance(self.outcome, Rejected):
-            # Of a move that somebody else has decided meanwhile nothing is to be said: then there are no events.
-            left_behind = isinstance(self.command, MoveOut) and self.command.left_behind and bool(self.events)
-            return self.told_pending or left_behind
+            if isinstance(self.command, MoveOut):
+                # Without events somebody else has decided about the move; a visit that is not here may be elsewhere.
+                final = bool(self.events) and self.outcome.code != NotLive.code
+                return final and (self.told_pending or self.command.left_behind)
+            return self.told_pending
         steps = ReserveForMove | AbortMove | FinishMove | ExpireHolds
         return not (isinstance(self.command, steps) or self.only_tries)
 

@@ -267,8 +267,7 @@ class MoveOut(Command):
     slot: NewSlot
     if_version: int | None = None
     left_behind: bool = False
-    """Whether who asked for the move has been told nothing of it yet: then a refusal is kept for them, as one of what
-    was pending is."""
+    """Whether who asked for the move was told that it is pending: then they find a refusal under its id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from random import shuffle
 from typing import Any
 
 from sqlalchemy import Row, text
@@ -48,7 +49,8 @@ _APPOINTMENT = text(
 
 _NOT_KNOWN = NotDecided(why=RefusedFor.UNAVAILABLE)
 PENDING_MAX = 1000
-"""Moves to be driven on soon. Past it they are found by their rows, a little later."""
+"""Moves that are known to be pending. Past it they are found by their rows, later, and a refusal is not kept."""
+PENDING_TRIES = 60
 
 
 class MoveDriver:
@@ -58,14 +60,71 @@ class MoveDriver:
         self._database = database
         self._calendars = calendars
         self._deadline = timedelta(seconds=deadline_s)
-        self._pending: set[str] = set()
+        self._told_pending: dict[str, int] = {}
+        """How often each is still to be driven on by ``pending``."""
 
     async def move(self, reserve: ReserveForMove) -> Reply:
         """The reply to a move that begins with ``reserve``: ``Done`` once the target has taken it in.
 
         Who does not want to wait for the commit is told ``Pending`` once the slot is kept and the source has decided.
+        What is pending is driven on by whoever asks ``pending`` for it.
         """
-        reserved = await self._calendars.send(replace(reserve, respond_async=False))
+        reply = await self._move(reserve)
+        if isinstance(reply, Pending) and len(self._told_pending) < PENDING_MAX:
+            self._told_pending[reserve.move_id] = PENDING_TRIES
+        return reply
+
+    def pending(self) -> list[str]:
+        """Moves that are pending as their callers know, of this driver: each until it has ended, a few times.
+
+        In any order: those that cannot be driven on keep no others out.
+        """
+        move_ids = list(self._told_pending)
+        shuffle(move_ids)
+        for move_id in move_ids:
+            self._told_pending[move_id] -= 1
+            if not self._told_pending[move_id]:
+                del self._told_pending[move_id]
+        return move_ids
+
+    async def drive_on(self, move_id: str) -> Reply | None:
+        """Take a move that was left behind to its end; ``None`` if it has ended, or has not begun yet."""
+        row = await self._read(_MOVE, move_id)
+        if row is None:
+            return None
+        reply = await self._go_on(move_id, row)
+        if not isinstance(reply, Pending | NotDecided):
+            self._told_pending.pop(move_id, None)
+        return reply
+
+    async def _go_on(self, move_id: str, row: Row[Any]) -> Reply | None:
+        """The next step, and those after it."""
+        match row.state:
+            case "reserved":
+                request = row.request
+                return await self._let_go(
+                    MoveOut(
+                        command_id=request["command_id"],
+                        doctor_id=row.source_doctor_id,
+                        requester=Requester(user_id=request["user_id"], role=Role(request["role"])),
+                        fingerprint=request["fingerprint"],
+                        deadline=self._now() + self._deadline,
+                        override="" if request["override"] else None,
+                        move_id=move_id,
+                        appointment_id=row.appointment_id,
+                        target_doctor_id=row.target_doctor_id,
+                        slot=_new_slot(request["slot"]),
+                        if_version=request["if_version"],
+                        left_behind=move_id in self._told_pending,
+                    )
+                )
+            case "moved" | "aborted":
+                return await self._finish(move_id, row.target_doctor_id)
+            case _:
+                return None
+
+    async def _move(self, reserve: ReserveForMove) -> Reply:
+        reserved = await self._reserve(reserve)
         if not isinstance(reserved, Done):
             return reserved
         if "appointment" in reserved.answer:
@@ -90,45 +149,21 @@ class MoveDriver:
             )
         )
 
-    def take_pending(self) -> set[str]:
-        """Moves that are to be driven on, as their callers were told ``Pending``: each is named once."""
-        taken, self._pending = self._pending, set()
-        return taken
-
-    async def drive_on(self, move_id: str) -> Reply | None:
-        """Take a move that was left behind to its end; ``None`` if it has ended."""
-        row = await self._read(_MOVE, move_id)
-        match row and row.state:
-            case "reserved":
-                assert row is not None
-                request = row.request
-                return await self._let_go(
-                    MoveOut(
-                        command_id=request["command_id"],
-                        doctor_id=row.source_doctor_id,
-                        requester=Requester(user_id=request["user_id"], role=Role(request["role"])),
-                        fingerprint=request["fingerprint"],
-                        deadline=self._now() + self._deadline,
-                        override="" if request["override"] else None,
-                        move_id=move_id,
-                        appointment_id=row.appointment_id,
-                        target_doctor_id=row.target_doctor_id,
-                        slot=_new_slot(request["slot"]),
-                        if_version=request["if_version"],
-                        left_behind=True,
-                    )
-                )
-            case "moved" | "aborted":
-                assert row is not None
-                return await self._finish(move_id, row.target_doctor_id)
-            case _:
-                return None
+    async def _reserve(self, reserve: ReserveForMove) -> Reply:
+        """Step (a); a slot that is still kept from an attempt that was refused is freed first."""
+        waits = replace(reserve, respond_async=False)
+        reserved = await self._calendars.send(waits)
+        if not isinstance(reserved, Done) or "appointment" in reserved.answer:
+            return reserved
+        row = await self._read(_MOVE, reserve.move_id)
+        if row is None or row.state != "aborted":
+            return reserved
+        await self._finish(reserve.move_id, reserve.doctor_id)
+        return await self._calendars.send(waits)
 
     async def _let_go(self, move_out: MoveOut) -> Reply:
         """Step (b), and what follows from its outcome."""
         reply = await self._calendars.send(move_out)
-        if isinstance(reply, Pending) and len(self._pending) < PENDING_MAX:
-            self._pending.add(move_out.move_id)
         if not isinstance(reply, Done | Rejected):
             return reply
         row = await self._read(_MOVE, move_out.move_id)

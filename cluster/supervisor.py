@@ -58,6 +58,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._expiring = _UnderWay("expiring holds of", self._expire_holds, most=CALENDARS_MAX)
         self._moving = _UnderWay("driving on move", self._drive_on, most=MOVES_MAX)
+        self._pending = _UnderWay("driving on pending move", self._drive_on, most=MOVES_MAX)
 
     def start(self) -> None:
         """Begin to make rounds."""
@@ -68,7 +69,7 @@ class Supervisor:
         self._stopping.set()
         if self._rounds is not None:
             await _end({self._rounds})
-        await _end(self._expiring.tasks | self._moving.tasks)
+        await _end(self._expiring.tasks | self._moving.tasks | self._pending.tasks)
 
     async def _make_rounds(self) -> None:
         while not self._stopping.is_set():
@@ -85,7 +86,8 @@ class Supervisor:
             now = datetime.now(UTC)
             doctor_ids, move_ids = await self._due(now)
             self._expiring.begin(doctor_ids)
-            self._moving.begin([*self._moves.take_pending(), *move_ids])
+            self._moving.begin(move_ids)
+            self._pending.begin(self._moves.pending())
             await self._forget(now)
         except (SQLAlchemyError, OSError) as failure:
             log.warning("supervisor_round_failed", reason=type(failure).__name__)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
 from actors.errors import IdempotencyKeyReused, from_plain
-from actors.messages import Command, Done, NotDecided, Pending, RefusedFor, Rejected, Reply
+from actors.messages import Command, Done, NotDecided, Pending, RefusedFor, Rejected, Reply, ReserveForMove
 from api.dependencies import Principal, services_of, wants_async
 from api.errors import Problem
 from api.routing import Json
@@ -25,7 +25,6 @@ from persistence.sealed import Vault, place
 from persistence.unit_of_work import DatabaseUnavailable
 
 LOOK_UP_TIMEOUT_S: Final = 1.0
-CommandT = TypeVar("CommandT", bound=Command)
 
 
 class AnsweredPending(Exception):
@@ -107,14 +106,8 @@ def encode_sealed(sealed: bytes) -> str:
     return base64.b64encode(sealed).decode()
 
 
-async def run(
-    services: Services,
-    command: CommandT,
-    *,
-    key: str | None = None,
-    send: Callable[[CommandT], Awaitable[Reply]] | None = None,
-) -> Mapping[str, Any]:
-    """The answer to a command, which has its id from the ``key`` if there is one; ``send`` asks for it.
+async def run(services: Services, command: Command, *, key: str | None = None) -> Mapping[str, Any]:
+    """The answer to a command, which has its id from the ``key`` if there is one.
 
     Raises:
         Rejection: it was refused.
@@ -122,15 +115,26 @@ async def run(
         Problem: 503, no decision stands, or its outcome is unknown.
     """
     if key is not None and command.respond_async:
-        known = await stored(
-            services,
-            command_id=command.command_id,
-            user_id=command.requester.user_id,
-            fingerprint=command.fingerprint,
-        )
+        known = await _stored_of(services, command)
         if known is not None:
             return answer_of(known)
-    return answer_of(await (send or services.calendars.send)(command))
+    return answer_of(await services.calendars.send(command))
+
+
+async def move(services: Services, reserve: ReserveForMove, *, key: str | None) -> Mapping[str, Any]:
+    """The answer to a move to another doctor, as ``run`` gives it; one that stays refused keeps no slot again."""
+    if key is not None and isinstance(known := await _stored_of(services, reserve), Rejected):
+        return answer_of(known)
+    return answer_of(await services.moves.move(reserve))
+
+
+async def _stored_of(services: Services, command: Command) -> Reply | None:
+    return await stored(
+        services,
+        command_id=command.command_id,
+        user_id=command.requester.user_id,
+        fingerprint=command.fingerprint,
+    )
 
 
 async def stored(services: Services, *, command_id: str, user_id: str, fingerprint: str) -> Reply | None:

@@ -155,7 +155,7 @@ class Scheduling:
                 hold_id=body.hold_id,
                 if_version=if_version,
             )
-            return await commands.run(self._services, reserve, key=key, send=self._services.moves.move)
+            return await commands.move(self._services, reserve, key=key)
 
         return await self._follow(appointment_id, send, unaddressed, if_version, key)
 

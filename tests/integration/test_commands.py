@@ -188,35 +188,58 @@ async def test_a_move_under_the_key_of_one_that_was_refused_moves_its_own_visit(
     assert await practice.differences() == []
 
 
-async def test_a_move_left_behind_that_is_refused_says_so_at_its_address(
-    practice: Practice, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pending_move_that_is_refused_says_so_at_its_address(practice: Practice) -> None:
     anna = await practice.people.patient()
     _, (one, *_) = await practice.doctor_with_slots(first=days_on(3))
     target, (kept, *_) = await practice.doctor_with_slots(first=days_on(4))
     _, (same_time, *_) = await practice.doctor_with_slots(first=days_on(4))
-    visit = await practice.book(anna, one)
-    stuck = _StuckMoves(practice, monkeypatch)
+    visit, other = await practice.book(anna, one), await practice.book(anna, same_time)
 
-    async def move(slot: str) -> httpx.Response:
+    async def move() -> httpx.Response:
         path = f"/v1/appointments/{visit['id']}/reschedule"
-        return await practice.send(anna, "POST", path, {"slot_id": slot}, idempotency_key="move")
+        return await practice.send(anna, "POST", path, {"slot_id": kept}, idempotency_key="move")
 
-    address = f"/v1/commands/{keyed_command_id(anna.user_id, 'move')}"
-    assert refusal(await move(kept)) == "503 unavailable"
-    assert (await practice.get(anna, address))["status"] == "pending"
-    await practice.book(anna, same_time)
-    stuck.go_on()
-    await stuck.drive_on()
+    async with await psycopg.AsyncConnection.connect(practice.api.services.settings.database_url or "") as connection:
+        # The slot cannot be kept yet, and so nobody knows that the move is not to be.
+        await connection.execute("SELECT FROM calendar WHERE doctor_id = %s FOR UPDATE", [target.doctor_id])
+        command_id = content(await move(), 202)["command_id"]
 
-    outcome = await practice.get(anna, address)
+    outcome = await _outcome(practice, anna, command_id)
     assert (outcome["status"], outcome["problem"]["code"]) == ("rejected", "patient_overlap")
-    assert refusal(await move(kept)) == "409 patient_overlap"
+    await practice.change(anna, other, "cancel")
+    assert refusal(await move()) == "409 patient_overlap", "it is remembered, as of every command that was pending"
     assert await practice.get(anna, f"/v1/appointments/{visit['id']}") == visit
     assert await practice.slot_status(target, kept) == "free"
     async with practice.api.services.unit_of_work() as work:
         told = text("SELECT count(*) FROM outbox WHERE kind = 'refused' AND user_id = :id")
         assert await work.connection.scalar(told, {"id": anna.user_id}) == 1
+    assert await practice.differences() == []
+
+
+async def test_a_move_is_tried_anew_though_the_slot_of_the_refused_one_is_still_kept(
+    practice: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna = await practice.people.patient()
+    _, (one, *_) = await practice.doctor_with_slots(first=days_on(3))
+    _, (target, *_) = await practice.doctor_with_slots(first=days_on(4))
+    _, (same_time, *_) = await practice.doctor_with_slots(first=days_on(4))
+    visit, other = await practice.book(anna, one), await practice.book(anna, same_time)
+    calendars = practice.api.services.calendars
+    send = calendars.send
+
+    async def send_some(command: Command) -> Reply:
+        return NotDecided(why=RefusedFor.UNAVAILABLE) if isinstance(command, FinishMove) else await send(command)
+
+    async def move(prefer: str) -> httpx.Response:
+        path = f"/v1/appointments/{visit['id']}/reschedule"
+        return await practice.send(anna, "POST", path, {"slot_id": target}, idempotency_key="move", prefer=prefer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calendars, "send", send_some)
+        assert refusal(await move("wait=5")) == "409 patient_overlap"
+    await practice.change(anna, other, "cancel")
+    pending = content(await move("respond-async"), 202)
+    assert (await _outcome(practice, anna, pending["command_id"]))["appointment"]["slot_id"] == target
     assert await practice.differences() == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import cast
@@ -47,16 +47,31 @@ class Calendars:
 class Moves:
     """Fails at the first move it is to drive on."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Sequence[str] = ()) -> None:
+        self.told = list(told)
         self.driven: list[str] = []
 
-    def take_pending(self) -> set[str]:
-        return set()
+    def pending(self) -> list[str]:
+        return self.told
 
     async def drive_on(self, move_id: str) -> None:
         self.driven.append(move_id)
         if len(self.driven) == 1:
             raise ZeroDivisionError
+
+
+class StuckMoves(Moves):
+    """None ends until they all may."""
+
+    def __init__(self, told: Sequence[str]) -> None:
+        super().__init__(told)
+        self.may_end = asyncio.Event()
+
+    async def drive_on(self, move_id: str) -> None:
+        self.driven.append(move_id)
+        await self.may_end.wait()
+        if move_id in self.told:
+            self.told.remove(move_id)
 
 
 @pytest.fixture
@@ -128,6 +143,19 @@ async def test_what_nobody_foresaw_is_logged_and_the_next_round_comes(
     failures = [entry for entry in logs if entry["event"] == "task_died"]
     assert {type(entry["exc_info"]) for entry in failures} == {LookupError, ArithmeticError, ZeroDivisionError}
     assert all(entry["exc_info"].__traceback__ is not None for entry in failures)
+
+
+async def test_pending_moves_keep_none_out_that_was_left_behind(
+    database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind = await move_left_behind(database)
+    moves = StuckMoves([new_id() for _ in range(3 * supervisor.MOVES_MAX)])
+    async with supervising(database, Calendars(), moves, monkeypatch):
+        await until(lambda: len(moves.driven) == supervisor.MOVES_MAX + 1)
+        assert left_behind in moves.driven
+        # There is room: now the others come.
+        moves.may_end.set()
+        await until(lambda: not moves.told)
 
 
 async def test_a_stop_cuts_off_what_is_under_way(database: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:

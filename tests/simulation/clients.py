@@ -84,10 +84,11 @@ class ApiServer:
         return NotDecided(why=RefusedFor.UNAVAILABLE)
 
     async def sweep(self) -> None:
-        """Drive on every move that is open, as the supervisor does."""
+        """Drive on every move that is open or pending, as the supervisor does."""
         await self.servers.travel()
         moves = self.servers.database.tables.move
-        for move_id in [move_id for move_id, row in moves.items() if row["state"] in ("reserved", "moved", "aborted")]:
+        left = [move_id for move_id, row in moves.items() if row["state"] in ("reserved", "moved", "aborted")]
+        for move_id in [*left, *sorted(self.moves.pending())]:
             await self.moves.drive_on(move_id)
 
 

@@ -82,7 +82,7 @@ class _Refusal:
                     return True
         # Or the slot was no longer kept for this move, which had been refused.
         return operation.kind == "move" and any(
-            isinstance(row.event, MoveRefused) and row.event.target_doctor_id == operation.doctor_id
+            isinstance(row.event, MoveRefused) and row.command_id == operation.command_id
             for events in self._evidence.events.values()
             for row in events
         )
