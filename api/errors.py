@@ -147,18 +147,6 @@ class UnreadableBody(HTTPException):
         self.problem = problem
 
 
-def _rfc6749_error(status: int) -> str:
-    match status:
-        case 401:
-            return "invalid_grant"
-        case 429 | 503:
-            return "temporarily_unavailable"
-        case 500:
-            return "server_error"
-        case _:
-            return "invalid_request"
-
-
 def broken_off() -> Problem:
     """The problem of a request whose connection ended before its body did: no failure of ours."""
     return Problem("bad_request", "The connection ended before the body did.")
@@ -229,6 +217,18 @@ def add_handlers(app: FastAPI) -> None:
         HTTPException,
     ):
         app.add_exception_handler(kind, answer)
+
+
+def _rfc6749_error(status: int) -> str:
+    match status:
+        case 401:
+            return "invalid_grant"
+        case 429 | 503:
+            return "temporarily_unavailable"
+        case 500:
+            return "server_error"
+        case _:
+            return "invalid_request"
 
 
 def _located(error: Mapping[str, Any]) -> tuple[str, str]:

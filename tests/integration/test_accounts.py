@@ -374,6 +374,8 @@ async def test_a_token_request_that_gets_nowhere_has_its_error_too(api: Applicat
     assert problem(long, 413, "content_too_large")["error"] == "invalid_request"
     assert problem(await api.http.get("/v1/auth/token"), 405, "method_not_allowed")["error"] == "invalid_request"
     assert "error" not in problem(await api.http.get("/v1/auth/login"), 404, "not_found")
+    for code, error in (("unavailable", "temporarily_unavailable"), ("internal_error", "server_error")):
+        assert json.loads(bytes(Problem(code).response("/v1/auth/token").body))["error"] == error
 
 
 async def refreshed(api: Application, token: str) -> httpx.Response:
