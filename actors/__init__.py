@@ -81,8 +81,9 @@ and whoever drives it (the API, else the supervisor) takes the next step. Each s
            ▲       └── MoveRefused ─────────▶ aborted ─── ReservationReleased ──▶ released
            └───────────────────────── a new attempt under the same key ──────────────┘
 
-Whoever was told that a move is pending finds a refusal under its id, as that of any such command: who drives it on says
-so (``MoveOut.left_behind``).
+Whoever was told that a move is pending finds a refusal by its source under its id, as that of any such command, as long
+as the driver that told them is the one that drives it on (``MoveOut.told_pending``). That the visit is in the calendar
+no longer is none: it may be in another. Then, or if the driver is gone, the command is lost, and a repeat decided anew.
 
 There is one appointment row all the while. Its doctor changes in (b), so a patient's 09:00 may become 09:15 elsewhere
 without overlapping itself. Only ``aborted`` frees the reservation. An activation that finds a ``moved`` one takes the

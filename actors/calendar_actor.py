@@ -40,6 +40,7 @@ from actors.messages import (
     Command,
     Done,
     FinishMove,
+    MoveOut,
     NotDecided,
     Pending,
     RefusedFor,
@@ -134,10 +135,10 @@ class CalendarActor:
         self._start_loops()
         answers = [(said := self._take_in(each, behind), _answered_at_once(each, said)) for each in batch.commands]
         waits = set()
-        for said, at_once in answers:
+        for each, (said, at_once) in zip(batch.commands, answers, strict=True):
             if isinstance(said, Entry):
-                # Whatever comes of it while the others are waited for: it is pending for its caller.
-                said.told_pending |= at_once
+                # Whatever comes of it while the others are waited for: it is pending for its caller, or has been.
+                said.told_pending |= at_once or _was_told_pending(each)
                 if not at_once:
                     waits.add(said.reply)
         if waits:
@@ -523,6 +524,10 @@ class CalendarActor:
         self._waiting = deque(sorted([*self._waiting, *others], key=lambda entry: entry.order))
         self._stalled = False
         self._wake.set()
+
+
+def _was_told_pending(command: Command) -> bool:
+    return isinstance(command, MoveOut) and command.told_pending
 
 
 def _answered_at_once(command: Command, said: Entry | Reply) -> bool:

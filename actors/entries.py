@@ -75,8 +75,7 @@ class Entry:
         if isinstance(self.outcome, Rejected):
             if isinstance(self.command, MoveOut):
                 # Without events somebody else has decided about the move; a visit that is not here may be elsewhere.
-                final = bool(self.events) and self.outcome.code != NotLive.code
-                return final and (self.told_pending or self.command.left_behind)
+                return self.told_pending and bool(self.events) and self.outcome.code != NotLive.code
             return self.told_pending
         steps = ReserveForMove | AbortMove | FinishMove | ExpireHolds
         return not (isinstance(self.command, steps) or self.only_tries)

@@ -266,8 +266,8 @@ class MoveOut(Command):
     target_doctor_id: str
     slot: NewSlot
     if_version: int | None = None
-    left_behind: bool = False
-    """Whether who asked for the move was told that it is pending: then they find a refusal under its id."""
+    told_pending: bool = False
+    """Whether who asked for the move was told so before: then they are to find a refusal under its id, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

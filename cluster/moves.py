@@ -115,7 +115,7 @@ class MoveDriver:
                         target_doctor_id=row.target_doctor_id,
                         slot=_new_slot(request["slot"]),
                         if_version=request["if_version"],
-                        left_behind=move_id in self._told_pending,
+                        told_pending=move_id in self._told_pending,
                     )
                 )
             case "moved" | "aborted":

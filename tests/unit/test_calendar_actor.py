@@ -406,21 +406,21 @@ async def test_two_drivers_of_one_move_in_one_batch_are_told_apart() -> None:
     assert house.database.tables.move[uid("move")]["state"] == "moved"
 
 
-@pytest.mark.parametrize("left_behind", [True, False])
-async def test_a_refused_move_is_remembered_where_it_was_left_behind(left_behind: bool) -> None:
+@pytest.mark.parametrize("told_pending", [True, False])
+async def test_a_refused_move_is_remembered_where_it_was_pending(told_pending: bool) -> None:
     """Who refuses it once more, after another has, has nothing to tell."""
     house = await House().opened(HOUSE, WILSON)
     visit = visit_id(HOUSE, 0)
     await house.send(book(HOUSE, 0), book(HOUSE, 1))
     await house.send(reserve(HOUSE, WILSON, 1, visit))
 
-    command = move_out(HOUSE, WILSON, 1, visit, left_behind=left_behind)
+    command = move_out(HOUSE, WILSON, 1, visit, told_pending=told_pending)
     assert codes(await house.send(command)) == ["patient_overlap"]
-    late = replace(command, left_behind=True, command_id=uid("late"))
+    late = replace(command, told_pending=True, command_id=uid("late"))
     assert codes(await house.send(late)) == ["slot_taken"]
 
     stored = house.database.tables.command.get(command.command_id)
-    assert (stored.answer["rejected"]["code"] if stored else None) == ("patient_overlap" if left_behind else None)
+    assert (stored.answer["rejected"]["code"] if stored else None) == ("patient_overlap" if told_pending else None)
     assert late.command_id not in house.database.tables.command
 
 
@@ -431,10 +431,28 @@ async def test_that_a_visit_is_not_in_a_calendar_is_no_last_word_about_its_move(
     await house.send(reserve(HOUSE, WILSON, 1, visit))
     await house.send(cancel(HOUSE, visit))
 
-    command = move_out(HOUSE, WILSON, 1, visit, left_behind=True)
+    command = move_out(HOUSE, WILSON, 1, visit, told_pending=True)
     assert codes(await house.send(command)) == ["not_live"]
 
     assert command.command_id not in house.database.tables.command
+
+
+async def test_a_refusal_that_waits_for_its_commit_is_remembered_once_its_caller_is_known_to_be_gone() -> None:
+    """Whoever drives the move on joins what is there, and nobody else would say it."""
+    house = await House(limits=SHORT).opened(HOUSE, WILSON)
+    visit = visit_id(HOUSE, 0)
+    await house.send(book(HOUSE, 0), book(HOUSE, 1))
+    await house.send(reserve(HOUSE, WILSON, 1, visit))
+    house.journal.away()
+    command = move_out(HOUSE, WILSON, 1, visit)
+    assert codes(await house.once(command)) == ["unavailable"]
+    house.journal.next("append", Fault(before=Conflict("once")))
+    assert codes(await house.once(replace(command, told_pending=True))) == ["unavailable"]
+    house.journal.back()
+
+    await until(lambda: house.actor.status()["backlog"] == 0)
+
+    assert house.database.tables.command[command.command_id].answer["rejected"]["code"] == "patient_overlap"
 
 
 async def test_whoever_looked_at_a_move_before_it_was_tried_again_releases_nothing() -> None:
