@@ -41,6 +41,8 @@ ADMISSION: Final = "zapis.admission"
 """Where the application's lifespan leaves its ``Admission``."""
 HEAD_S: Final = 10.0
 """How long the head of a request may take, from the connection or from its first byte on."""
+LOOK_S: Final = 0.001
+"""The event loop looks at the connections once before a timer that is set for so long is due."""
 REFUSALS_KEPT: Final = 128
 """Refusals that need not be made anew: for one path and time to wait they differ in their id only."""
 _STATUS_LINES: Final = {
@@ -197,7 +199,13 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope = None  # type: ignore[assignment]  # as well
 
     def _hear(self) -> None:
-        """What came meanwhile, and what comes."""
+        """See first whether the client is still there, which shows only in reading: thousands may have given up."""
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+        self._resting = self.loop.call_later(LOOK_S, self._go_on)
+
+    def _go_on(self) -> None:
+        """With what came meanwhile, and what comes."""
         self._rested()
         if not self.transport.is_closing():
             self.flow.resume_reading()

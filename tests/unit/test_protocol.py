@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import time
 import weakref
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import orjson
 import pytest
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
@@ -81,7 +83,9 @@ class Connection:
         admission: Admission | None = None,
         client: str | None = CLIENT,
         app: ASGIApp | None = None,
+        accepts: bool = False,
     ) -> None:
+        """With ``accepts``, it is for a real transport."""
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.asked: list[str] = []
@@ -95,7 +99,8 @@ class Connection:
         self.protocol = HttpProtocol(config=config, server_state=ServerState(), app_state=state)
         self.transport = Transport()
         self.transport.client = client
-        self.protocol.connection_made(self.transport)  # type: ignore[arg-type]  # all that it needs of one
+        if not accepts:
+            self.protocol.connection_made(self.transport)  # type: ignore[arg-type]  # all that it needs of one
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked.append(scope["path"])
@@ -327,6 +332,33 @@ async def test_what_a_closed_connection_held_is_not_heard(monkeypatch: pytest.Mo
     connection.transport.closed = True
     await until(lambda: connection.protocol._resting is None)
     assert connection.turned_away == ["GET"]
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("closes", [True, False])
+def test_what_a_client_asked_who_has_gone_is_not_heard(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], closes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.middleware, "TURNED_AWAY_FOR_S", REST_S)
+
+    async def asked() -> list[str]:
+        connection = Connection(accepts=True)
+        ours, client = socket.socketpair()
+        with client:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection.protocol, ours)
+            connection.protocol.client = (CLIENT, 40_000)
+            client.sendall(GET)
+            await until(lambda: connection.protocol._resting is not None)
+            client.sendall(GET)
+            await until(lambda: connection.protocol._held == GET)
+            if closes:
+                client.close()
+            await until(lambda: connection.protocol._resting is None)
+        await until(lambda: connection.protocol.transport.is_closing())
+        return connection.turned_away
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(asked()) == ["GET"] * (1 if closes else 2)
 
 
 @pytest.mark.parametrize("proxies", [["192.0.2.0/24"], ["2001:db8::/32", "192.0.2.7"]])
