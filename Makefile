@@ -54,7 +54,7 @@ bench-full: $(VENV)/.installed-dev ## The same under all loads, with a plot, int
 search: $(VENV)/.installed-dev ## Compare searches a second with the same bytes from memory (2 minutes)
 	$(BIN)/python -m loadtests.search
 
-overload: $(VENV)/.installed-dev ## Ask for more than can be served, see that it is served all the same (6 minutes)
+overload: $(VENV)/.installed-dev ## Ask for more than can be served, see that it is served all the same (14 minutes)
 	$(BIN)/python -m loadtests.overload
 
 crowd: $(VENV)/.installed-dev ## Ten thousand people look at calendars while visits are booked (3 minutes)
