@@ -270,7 +270,7 @@ def _table(title: str, steps: Sequence[Step], best_rate: float) -> Table:
             f"{step.wrong}",
             f"{_p99(step.booked_ms):.0f}",
             f"{_p99(step.refused_ms):.0f}" if step.refused_ms else "",
-            *(f"{1000 * seconds / step.booked:.3f}" for seconds in step.cpu_s.values()),
+            *(f"{1000 * seconds / max(1, step.booked):.3f}" for seconds in step.cpu_s.values()),
         )
     return table
 
