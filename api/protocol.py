@@ -41,8 +41,9 @@ ADMISSION: Final = "zapis.admission"
 """Where the application's lifespan leaves its ``Admission``."""
 HEAD_S: Final = 10.0
 """How long the head of a request may take, from the connection or from its first byte on."""
-LOOK_S: Final = 0.001
-"""The event loop looks at the connections once before a timer that is set for so long is due."""
+HELD_BYTES_MAX: Final = 16 * 1024
+"""How much is read of a connection that is not heard for a while; more waits in the kernel. While it is read, it shows
+when the client goes, and what it asked for is not done."""
 REFUSALS_KEPT: Final = 128
 """Refusals that need not be made anew: for one path and time to wait they differ in their id only."""
 _STATUS_LINES: Final = {
@@ -68,7 +69,7 @@ class HttpProtocol(HttpToolsProtocol):
     _resting: asyncio.TimerHandle | None = None
     """Ends the while in which nothing is heard, because something was turned away."""
     _held = b""
-    """What came meanwhile: the first piece. It has to be read, or nobody would see that the client has gone."""
+    """What came meanwhile."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Take the connection over."""
@@ -80,7 +81,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._resting is not None:
             self._unset_keepalive_if_required()  # It is we who let it wait.
             self._held += data
-            self.flow.pause_reading()
+            if len(self._held) >= HELD_BYTES_MAX:
+                self.flow.pause_reading()
             return
         super().data_received(data)
         if self._in_head and self._late is None:
@@ -199,13 +201,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope = None  # type: ignore[assignment]  # as well
 
     def _hear(self) -> None:
-        """See first whether the client is still there, which shows only in reading: thousands may have given up."""
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
-        self._resting = self.loop.call_later(LOOK_S, self._go_on)
-
-    def _go_on(self) -> None:
-        """With what came meanwhile, and what comes."""
+        """What came meanwhile, and what comes."""
         self._rested()
         if not self.transport.is_closing():
             self.flow.resume_reading()

@@ -29,7 +29,7 @@ from api.middleware import (
     Admission,
     Proxies,
 )
-from api.protocol import ADMISSION, HttpProtocol
+from api.protocol import ADMISSION, HELD_BYTES_MAX, HttpProtocol
 from cluster.serve import KEEP_ALIVE_S
 
 GET = b"GET /v1/a%20b?c=d HTTP/1.1\r\nHost: zapis\r\nX-Request-ID: my-own-request\r\n\r\n"
@@ -203,6 +203,10 @@ async def test_who_asks_again_at_once_is_heard_later(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(api.middleware, "TURNED_AWAY_FOR_S", REST_S)
     connection = Connection()
     refused = connection.turned_away
+
+    async def until_refused(times: int) -> None:
+        await until(lambda: len(refused) == times)
+
     connection.protocol.data_received(GET)
     assert connection.transport.written.count(b"HTTP/1.1 503") == 1, "written at once"
     assert connection.transport.reading, "or nobody would see that the client has gone"
@@ -210,8 +214,8 @@ async def test_who_asks_again_at_once_is_heard_later(monkeypatch: pytest.MonkeyP
         began = time.monotonic()
         connection.protocol.data_received(GET)
         assert len(refused) == number - 1
-        assert not connection.transport.reading, "one piece is all that is kept"
-        await until(lambda number=number: len(refused) == number)
+        assert connection.transport.reading, "or nobody would see that the client has gone"
+        await until_refused(number)
         assert time.monotonic() - began > 0.4 * REST_S
         assert connection.transport.reading
     connection.protocol.connection_lost(None)
@@ -334,31 +338,43 @@ async def test_what_a_closed_connection_held_is_not_heard(monkeypatch: pytest.Mo
     assert connection.turned_away == ["GET"]
 
 
-@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-@pytest.mark.parametrize("closes", [True, False])
-def test_what_a_client_asked_who_has_gone_is_not_heard(
-    new_loop: Callable[[], asyncio.AbstractEventLoop], closes: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_more_is_kept_than_a_request_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api.middleware, "TURNED_AWAY_FOR_S", REST_S)
+    connection = Connection()
+    request = POST.replace(b"Length: 2", b"Length: %d" % HELD_BYTES_MAX)
+    connection.protocol.data_received(GET)
+    connection.protocol.data_received(request)
+    assert connection.transport.reading
+    connection.protocol.data_received(bytes(HELD_BYTES_MAX - 1))
+    assert not connection.transport.reading, "the rest waits in the kernel"
+    await until(lambda: connection.turned_away == ["GET", "POST"])
+    assert connection.transport.reading
+    connection.protocol.data_received(b"\0")
+    await until(lambda: connection.protocol._resting is None)
+    await connection.sends(GET)
+    assert connection.turned_away == ["GET", "POST", "GET"]
+    connection.protocol.connection_lost(None)
 
-    async def asked() -> list[str]:
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_who_has_gone_is_not_waited_for_nor_served(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def ask_and_go() -> Connection:
         connection = Connection(accepts=True)
         ours, client = socket.socketpair()
         with client:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection.protocol, ours)
             connection.protocol.client = (CLIENT, 40_000)
             client.sendall(GET)
-            await until(lambda: connection.protocol._resting is not None)
+            await until(lambda: connection.admission.resting == 1)
             client.sendall(GET)
             await until(lambda: connection.protocol._held == GET)
-            if closes:
-                client.close()
-            await until(lambda: connection.protocol._resting is None)
-        await until(lambda: connection.protocol.transport.is_closing())
-        return connection.turned_away
+        began = time.monotonic()
+        await until(lambda: connection.admission.resting == 0)
+        assert time.monotonic() - began < 0.8 * TURNED_AWAY_FOR_S
+        return connection
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        assert runner.run(asked()) == ["GET"] * (1 if closes else 2)
+        assert runner.run(ask_and_go()).turned_away == ["GET"]
 
 
 @pytest.mark.parametrize("proxies", [["192.0.2.0/24"], ["2001:db8::/32", "192.0.2.7"]])
