@@ -42,8 +42,8 @@ ADMISSION: Final = "zapis.admission"
 HEAD_S: Final = 10.0
 """How long the head of a request may take, from the connection or from its first byte on."""
 HELD_BYTES_MAX: Final = 16 * 1024
-"""How much is read of a connection that is not heard for a while; more waits in the kernel. While it is read, it shows
-when the client goes, and what it asked for is not done."""
+"""Past so much no more is read of a connection that is not heard for a while. As long as it is read, it shows when its
+client goes, and what that asked for is not done."""
 REFUSALS_KEPT: Final = 128
 """Refusals that need not be made anew: for one path and time to wait they differ in their id only."""
 _STATUS_LINES: Final = {
@@ -81,8 +81,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._resting is not None:
             self._unset_keepalive_if_required()  # It is we who let it wait.
             self._held += data
-            if len(self._held) >= HELD_BYTES_MAX:
-                self.flow.pause_reading()
+            self._read_no_more_than_held()
             return
         super().data_received(data)
         if self._in_head and self._late is None:
@@ -128,6 +127,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Go on with what waits, or for the next request; not on a connection that is a WebSocket's by now."""
         if self.parser is not None:
             super().on_response_complete()
+            self._read_no_more_than_held()
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over, with nothing left of what was turned away on it."""
@@ -165,7 +165,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _end_late(self) -> None:
         self._late = None
-        if not getattr(self.cycle, "response_complete", True):  # The one before is still being answered.
+        # The one before is still being answered, or it is we who do not hear the rest of it.
+        if self._resting is not None or not getattr(self.cycle, "response_complete", True):
             self._late = self.loop.call_later(HEAD_S, self._end_late)
         elif self._in_head and not self.transport.is_closing():
             self._end_with(Problem("request_timeout", "The head of the request took too long."))
@@ -208,6 +209,10 @@ class HttpProtocol(HttpToolsProtocol):
             held, self._held = self._held, b""
             if held:
                 self.data_received(held)
+
+    def _read_no_more_than_held(self) -> None:
+        if len(self._held) >= HELD_BYTES_MAX:
+            self.flow.pause_reading()
 
     def _rested(self) -> None:
         self._resting = None

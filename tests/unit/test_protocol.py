@@ -38,7 +38,7 @@ POST = b"POST /v1/holds HTTP/1.1\r\nHost: zapis\r\nContent-Type: application/jso
 
 
 CLIENT = "192.0.2.7"
-REST_S = 0.1
+REST_S = 0.5
 NO_PROXIES = Proxies()
 
 
@@ -338,7 +338,7 @@ async def test_what_a_closed_connection_held_is_not_heard(monkeypatch: pytest.Mo
     assert connection.turned_away == ["GET"]
 
 
-async def test_no_more_is_kept_than_a_request_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_kept_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api.middleware, "TURNED_AWAY_FOR_S", REST_S)
     connection = Connection()
     request = POST.replace(b"Length: 2", b"Length: %d" % HELD_BYTES_MAX)
@@ -356,8 +356,40 @@ async def test_no_more_is_kept_than_a_request_takes(monkeypatch: pytest.MonkeyPa
     connection.protocol.connection_lost(None)
 
 
+async def test_it_holds_also_while_others_of_one_piece_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.middleware, "TURNED_AWAY_FOR_S", REST_S)
+    connection = Connection()
+    connection.may_answer.clear()
+    connection.protocol.data_received(GET + HEALTH * 2)
+    connection.protocol.data_received(POST.replace(b"Length: 2", b"Length: %d" % HELD_BYTES_MAX))
+    connection.protocol.data_received(bytes(HELD_BYTES_MAX))
+    assert not connection.transport.reading
+    connection.may_answer.set()
+    await until(lambda: connection.transport.written.count(b"HTTP/1.1 204") == 2)
+    assert connection.protocol._resting is not None
+    assert not connection.transport.reading
+    await until(lambda: connection.turned_away == ["GET", "POST"])
+    assert connection.transport.reading
+    connection.protocol.connection_lost(None)
+
+
+async def test_the_head_of_who_is_not_heard_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.middleware, "TURNED_AWAY_FOR_S", REST_S)
+    monkeypatch.setattr(api.protocol, "HEAD_S", 0.1 * REST_S)
+    connection = Connection()
+    connection.protocol.data_received(GET + GET[:9])
+    connection.protocol.data_received(GET[9:])
+    await until(lambda: len(connection.turned_away) == 2)
+    assert b" 408 " not in connection.transport.written
+    assert not connection.transport.closed
+    connection.protocol.connection_lost(None)
+
+
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_who_has_gone_is_not_waited_for_nor_served(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+@pytest.mark.parametrize("resets", [True, False])
+def test_who_has_gone_is_not_waited_for_nor_served(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], resets: bool
+) -> None:
     async def ask_and_go() -> Connection:
         connection = Connection(accepts=True)
         ours, client = socket.socketpair()
@@ -366,11 +398,11 @@ def test_who_has_gone_is_not_waited_for_nor_served(new_loop: Callable[[], asynci
             connection.protocol.client = (CLIENT, 40_000)
             client.sendall(GET)
             await until(lambda: connection.admission.resting == 1)
+            if not resets:  # A connection that is closed with something unread in it is reset.
+                client.recv(4096)
             client.sendall(GET)
             await until(lambda: connection.protocol._held == GET)
-        began = time.monotonic()
         await until(lambda: connection.admission.resting == 0)
-        assert time.monotonic() - began < 0.8 * TURNED_AWAY_FOR_S
         return connection
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
