@@ -187,7 +187,8 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 class CpuClock:
-    """The CPU seconds of groups of processes: of those that there are when it is made, and their threads."""
+    """The CPU seconds of groups of processes: of those that there are when it is made and are still there when it is
+    asked, and their threads."""
 
     def __init__(self, groups: Mapping[str, Sequence[psutil.Process]]) -> None:
         self._groups = groups
@@ -195,16 +196,19 @@ class CpuClock:
 
     def used(self) -> dict[str, float]:
         """Seconds since the start, by group."""
-        return {name: max(0.0, now - self._began[name]) for name, now in self._read().items()}
+        began, now = self._began, self._read()
+        return {
+            name: sum(now[process] - began[process] for process in processes if process in began and process in now)
+            for name, processes in self._groups.items()
+        }
 
-    def _read(self) -> dict[str, float]:
+    def _read(self) -> dict[psutil.Process, float]:
         seconds = {}
-        for name, processes in self._groups.items():
-            seconds[name] = 0.0
+        for processes in self._groups.values():
             for process in processes:
                 with _unless_gone():
                     times = process.cpu_times()
-                    seconds[name] += times.user + times.system
+                    seconds[process] = times.user + times.system
         return seconds
 
 
