@@ -6,6 +6,7 @@ quiet users cost nothing. Hence the trust: with n processes a limit can be passe
 second, plus a sixteenth of the limit for each; without Redis each process holds the limit by itself.
 
 A window slides: the count is what the current fixed window holds plus the share of the last one that still overlaps.
+One more is allowed where it fits under the limit whole, so that a burst over the border of two windows gains nothing.
 Counts are bounded: past ``WHO_MAX`` the longest untouched is forgotten.
 """
 
@@ -92,12 +93,12 @@ class Limits:
         now = self._clock()
         count = self._count(limit, who, now)
         passed = now / limit.window_s % 1
-        if count.before * (1 - passed) + count.now < limit.count:
+        room = limit.count - 1 - count.now  # What may overlap of the last window beside one more.
+        if count.before * (1 - passed) <= room:
             return 0
-        if count.now < limit.count:  # What overlaps of the last window shrinks as this one goes on.
-            passed_then = 1 - (limit.count - count.now) / count.before
-            return max((passed_then - passed) * limit.window_s, 1)
-        return (1 - passed) * limit.window_s + max(0.0, 1 - limit.count / (count.now + 1)) * limit.window_s
+        if room >= 0:  # What overlaps of the last window shrinks as this one goes on.
+            return max((1 - room / count.before - passed) * limit.window_s, 1)
+        return (1 - passed + max(0.0, 1 - (limit.count - 1) / count.now)) * limit.window_s
 
     def add(self, limit: Limit, who: str) -> None:
         """Count one more, allowed or not."""
