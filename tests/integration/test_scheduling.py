@@ -270,13 +270,14 @@ async def _cancelled_by(practice: Practice, appointment_id: str) -> str:
 async def test_what_nobody_can_book(practice: Practice) -> None:
     anna = await practice.people.patient()
     doctor, (taken, blocked, withdrawn, held) = await practice.doctor_with_slots()
-    (begun,) = await practice.open_slots(doctor, datetime.now(UTC) + timedelta(seconds=0.3))
+    begins_at = datetime.now(UTC) + timedelta(seconds=2)
+    (begun,) = await practice.open_slots(doctor, begins_at)
     (far,) = await practice.open_slots(doctor, days_on(181))
     await practice.book(await practice.people.patient(), taken)
     await practice.post(practice.admin, f"/v1/admin/slots/{blocked}/block")
     await practice.post(practice.admin, f"/v1/admin/slots/{withdrawn}/cancel")
     await practice.post(await practice.people.patient(), "/v1/holds", {"slot_id": held}, expect=201)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep((begins_at - datetime.now(UTC)).total_seconds() + 0.01)
 
     codes = {"taken": taken, "held": held, "blocked": blocked, "withdrawn": withdrawn, "begun": begun, "far": far}
     for name, slot in codes.items():
