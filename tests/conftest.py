@@ -99,7 +99,7 @@ def new_database(postgres: EmbeddedPostgres, template_database: str) -> Callable
     def new_database() -> Iterator[str]:
         name = f"test_{next(_numbers)}"
         with psycopg.connect(postgres.superuser_url, autocommit=True) as connection:
-            clone = "CREATE DATABASE {} OWNER zapis TEMPLATE {} STRATEGY FILE_COPY"
+            clone = "CREATE DATABASE {} OWNER zapis TEMPLATE {}"
             connection.execute(sql.SQL(clone).format(sql.Identifier(name), sql.Identifier(template_database)))
         yield postgres.url_of(name)
         with psycopg.connect(postgres.superuser_url, autocommit=True) as connection:
