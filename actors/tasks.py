@@ -25,8 +25,8 @@ async def end(*tasks: asyncio.Task[Any], timeout_s: float | None = None) -> None
     """Cancel tasks until they have ended, or for so long; what they raised is not told here.
 
     Telling them once is not enough: redis-py loses a cancellation that comes while it connects, and so does
-    ``asyncio.wait_for`` before Python 3.12 when what it waits for is there in that moment. A loop around such a call
-    would go on.
+    ``asyncio.wait_for`` before Python 3.12 when what it waits for is there in that moment; redis-py writes in one. A
+    loop around such a call would go on. In our own code it is ``asyncio.timeout``, which loses none.
     """
     give_up_at = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
     left = {task for task in tasks if not task.done()}

@@ -7,6 +7,8 @@ second, plus a sixteenth of the limit for each; without Redis each process holds
 
 A window slides: the count is what the current fixed window holds plus the share of the last one that still overlaps.
 One more is allowed where it fits under the limit whole, so that a burst over the border of two windows gains nothing.
+Who never lets up gets one less than the limit in the long run, and waits for two windows at most: of a limit of one,
+until the window after the next begins.
 Counts are bounded: past ``WHO_MAX`` the longest untouched is forgotten.
 """
 
@@ -36,7 +38,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """At most ``count`` in ``window_s`` for each who; ``count`` 0: no such limit."""
+    """At most ``count`` at once, and on average in ``window_s``, for each who; ``count`` 0: no such limit."""
 
     name: str
     count: int
@@ -98,7 +100,7 @@ class Limits:
             return 0
         if room >= 0:  # What overlaps of the last window shrinks as this one goes on.
             return max((1 - room / count.before - passed) * limit.window_s, 1)
-        return (1 - passed + max(0.0, 1 - (limit.count - 1) / count.now)) * limit.window_s
+        return (2 - passed - (limit.count - 1) / count.now) * limit.window_s
 
     def add(self, limit: Limit, who: str) -> None:
         """Count one more, allowed or not."""

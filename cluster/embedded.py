@@ -35,6 +35,7 @@ SYSTEM_POSTGRES = Path("/usr/lib/postgresql")
 POSTGRES_MAJOR_MIN = 15
 POSTGRES_CONNECTIONS_MAX = 200
 VALKEY_MEMORY_BYTES_MAX = 256 << 20
+VALKEY_ANSWER_S = 5.0
 RAY_OBJECT_STORE_BYTES = 256 << 20
 RAY_CPUS = 16
 """Not the machine's: every calendar actor takes a fraction of one, and there may be hundreds."""
@@ -370,7 +371,8 @@ class EmbeddedValkey(EmbeddedServer):
         try:
             writer.write(f"AUTH {self.data.secret('valkey')}\r\nPING\r\n".encode())
             await writer.drain()
-            answer = await asyncio.wait_for(reader.readline(), 5) + await asyncio.wait_for(reader.readline(), 5)
+            async with asyncio.timeout(VALKEY_ANSWER_S):
+                answer = await reader.readline() + await reader.readline()
             return answer == b"+OK\r\n+PONG\r\n"
         except (OSError, TimeoutError):
             return False

@@ -115,7 +115,8 @@ class Child:
         if self._process.poll() is None:
             self._process.send_signal(self.program.stop_signal)
             try:
-                await asyncio.wait_for(self.wait(), deadline_s)
+                async with asyncio.timeout(deadline_s):
+                    await self.wait()
             except TimeoutError:
                 self.kill()
                 await self.wait()

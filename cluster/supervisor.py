@@ -79,7 +79,8 @@ class Supervisor:
             finally:
                 this_one.cancel()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), ROUND_S)
+                async with asyncio.timeout(ROUND_S):
+                    await self._stopping.wait()
 
     async def _round(self) -> None:
         try:

@@ -242,7 +242,8 @@ class _Up:
             return
         deadline_s = self.settings.drain_timeout_s + DRAIN_START_S
         try:
-            await asyncio.wait_for(self._run("drain", environment=environment), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                await self._run("drain", environment=environment)
         except (StartFailed, TimeoutError) as failure:
             log.warning("calendar_actors_not_drained", failure=type(failure).__name__)
 

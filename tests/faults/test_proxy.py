@@ -50,7 +50,8 @@ async def proxied() -> AsyncIterator[tuple[Proxy, Echo, Streams]]:
         await ended(streams[1])
         await proxy.stop()
         server.close()
-        await asyncio.wait_for(asyncio.gather(*echo.serving), 5)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*echo.serving)
 
 
 async def ended(writer: asyncio.StreamWriter) -> None:
@@ -94,7 +95,8 @@ async def test_nothing_arrives_while_it_holds_and_all_does_when_it_lets_go() -> 
         proxy.hold()
         streams[1].write(b"held ")
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(streams[0].readexactly(1), 0.1)
+            async with asyncio.timeout(0.1):
+                await streams[0].readexactly(1)
         assert echo.got == b"before "
         proxy.release()
         async with asyncio.timeout(5):
@@ -123,7 +125,8 @@ async def test_who_waited_for_a_server_that_is_gone_is_told_when_it_lets_go() ->
         await streams[1].drain()
         for writer in echo.writers:
             writer.transport.abort()
-        await asyncio.wait_for(asyncio.gather(*echo.serving), 5)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*echo.serving)
         proxy.release()
         async with asyncio.timeout(5):
             assert await streams[0].read() == b""

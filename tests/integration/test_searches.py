@@ -14,6 +14,7 @@ import ray
 from redis.asyncio import Redis
 from sqlalchemy import text
 
+from actors import tasks
 from api.feed.stream import ChangeStream
 from api.searches import Searches
 from cluster.bootstrap import REDIS_CONNECTIONS, open_redis
@@ -96,8 +97,7 @@ async def disturbed(settings: Settings, disturb: Disturb) -> AsyncIterator[None]
         try:
             yield
         finally:
-            disturbing.cancel()
-            await asyncio.wait({disturbing})
+            await tasks.end(disturbing)
 
 
 @pytest.mark.parametrize("disturb", [nothing, flush, silence])
