@@ -37,6 +37,8 @@ SENDING_MAX = NotifierLimits().sending_max
 WATCHED_BY = 2
 """So many follow each calendar."""
 RECOVERY_DEADLINE_S = 90.0
+SLOW_S = 25.0
+"""Amid others, a fault that lasts for longer is told of by name."""
 CALM_S = 2.0
 """Between two faults."""
 SILENCE_MAX_S = 60.0
@@ -67,6 +69,16 @@ class Line:
         """Whether it missed its target, or mail did not come for too long."""
         missed = self.target_s is not None and (self.first_s is None or self.first_s > self.target_s)
         return missed or self.silence_s > SILENCE_MAX_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Struck:
+    """A fault amid others."""
+
+    name: str
+    since: float
+    until: float
+    """When every calendar answered well again."""
 
 
 @dataclass(slots=True)
@@ -105,17 +117,21 @@ class Campaign:
         began, began_at = len(self.history.operations), time.monotonic()
         until = time.monotonic() + seconds
         recoveries: list[Recovery] = []
+        struck: list[Struck] = []
 
         async def one_after_another(chosen: Sequence[Nemesis], own: random.Random) -> None:
             while time.monotonic() < until:
-                if (recovery := await self._strike(own.choice(chosen), own)) is not None:
+                nemesis, since = own.choice(chosen), time.monotonic()
+                if (recovery := await self._strike(nemesis, own)) is not None:
                     recoveries.append(recovery)
+                    struck.append(Struck(name=nemesis.name, since=since, until=time.monotonic()))
 
         halves = [[nemesis for nemesis in nemeses if nemesis.postgres is postgres] for postgres in (True, False)]
         seeds = [self.dice.random() for _ in halves]
         async with asyncio.TaskGroup() as group:
             for half, seed in zip(halves, seeds, strict=True):
                 group.create_task(one_after_another(half, random.Random(seed)))
+        self.notes += _slow(struck)
         line = self._line("all of them, two at a time", recoveries, None, began, began_at)
         self.lines.append(line)
         return line
@@ -186,6 +202,20 @@ class Campaign:
             first=began,
             end=len(self.history.operations),
         )
+
+
+def _slow(struck: Sequence[Struck]) -> list[str]:
+    """What lasted for long amid other faults, with these and when they struck and were over, in seconds after it."""
+    notes = []
+    for one in struck:
+        if one.until - one.since > SLOW_S:
+            beside = ", ".join(
+                f"{other.name} ({other.since - one.since:.0f} to {other.until - one.since:.0f} s)"
+                for other in struck
+                if other is not one and other.since < one.until and other.until > one.since
+            )
+            notes.append(f"{one.name}: {one.until - one.since:.0f} s until all was well again, beside {beside}")
+    return notes
 
 
 def _first_s(recovery: Recovery, doctor_ids: Sequence[str], actors: int) -> float | None:
