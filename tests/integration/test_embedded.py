@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -12,7 +14,7 @@ import psycopg
 import pytest
 from redis import AuthenticationError, Redis
 
-from cluster.data_directory import DataDirectory
+from cluster.data_directory import LOOPBACK, DataDirectory
 from cluster.embedded import EmbeddedMail, EmbeddedPostgres, EmbeddedRay, EmbeddedServer, EmbeddedValkey
 from cluster.processes import UNPRIVILEGED, StartFailed, left_over
 
@@ -49,6 +51,38 @@ def test_a_postgres_of_somebody_else_below_the_directory_is_not_left_over(tmp_pa
 def test_postgres_asks_for_a_password(postgres: EmbeddedPostgres) -> None:
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(f"postgresql://zapis@127.0.0.1:{postgres.port}/zapis").close()
+
+
+async def test_who_is_told_to_end_as_valkey_answers_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    valkey = EmbeddedValkey(DataDirectory(tmp_path))
+    readers: list[asyncio.StreamReader] = []
+    connect = asyncio.open_connection
+
+    async def connected(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await connect(host, port)
+        readers.append(reader)
+        return reader, writer
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while await reader.read(4096):
+                pass
+        writer.close()
+
+    monkeypatch.setattr(asyncio, "open_connection", connected)
+    async with asyncio.timeout(10), await asyncio.start_server(say_nothing, LOOPBACK, 0) as silent:
+        valkey.port = silent.sockets[0].getsockname()[1]
+        for steps in range(4):  # So many of the event loop come between the answer and being told.
+            readers.clear()
+            asking = asyncio.create_task(valkey._answers())
+            while not (readers and readers[0]._waiter):  # type: ignore[attr-defined]  # nothing else says so
+                await asyncio.sleep(0)
+            readers[0].feed_data(b"+OK\r\n+PONG\r\n")
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            told = asking.cancel()
+            await asyncio.wait({asking})
+            assert asking.cancelled() == told, steps
 
 
 def test_valkey_asks_for_a_password(valkey: EmbeddedValkey) -> None:

@@ -253,6 +253,7 @@ async def test_what_is_no_longer_true_is_not_said(desk: Desk) -> None:
         await desk.until_ended()
     subjects = [str(mail["Subject"]) for mail in desk.mail.mails]
     assert ["moved" in subjects[1], "cancelled" in subjects[2]] == [True, True]
+    assert len(subjects) == 3
     assert {outcome for _, _, outcome in await desk.rows()} == {"sent", "void"}
 
 
@@ -584,6 +585,7 @@ async def test_messages_about_an_account_are_sent_whatever_was_chosen(desk: Desk
         async with desk.api.services.unit_of_work() as work:
             news = text("SELECT count(*) FROM outbox WHERE kind = 'new_device' AND user_id = :user")
             assert await work.connection.scalar(news, {"user": desk.patient["id"]}) == 1
+    assert len(desk.mail.mails) == 2
 
 
 async def kill(notifier: Notifier) -> None:
